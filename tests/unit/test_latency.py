@@ -1,0 +1,130 @@
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from prunella.costs.latency import Latency, Speedup, compare, speedup
+from prunella.errors import ConfigError
+
+
+class Sleeper(nn.Module):
+    def __init__(self, ms: float) -> None:
+        super().__init__()
+        self.ms = ms
+        self.seen: list[tuple[bool, bool, int]] = []
+
+    def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        self.seen.append(
+            (self.training, torch.is_inference_mode_enabled(), torch.get_num_threads())
+        )
+        time.sleep(self.ms * scale / 1e3)
+        return x
+
+
+X = torch.zeros(1)
+
+
+def test_ratio_and_interval_of_two_known_times():
+    times = compare({"slow": Sleeper(6), "fast": Sleeper(2)}, X, runs=15)
+    assert times["slow"].runs == times["fast"].runs == 15
+    assert times["slow"].p10_ms <= times["slow"].median_ms <= times["slow"].p90_ms
+    found = speedup(times["slow"], times["fast"])
+    assert found.certain
+    assert found.low <= found.ratio <= found.high
+    assert 2 < found.ratio < 3.2
+    assert "x faster (" in str(found)
+    assert "x slower (" in str(speedup(times["fast"], times["slow"]))
+
+
+def test_drift_that_both_models_share_does_not_hide_the_ratio():
+    drift = [1.0, 9.0, 2.0, 7.0, 3.0, 8.0, 1.5, 4.0]
+    dense = Latency(4, 1, 9, 8, tuple(2 * ms for ms in drift))
+    pruned = Latency(2, 0.5, 4, 8, tuple(drift))
+    assert speedup(dense, pruned) == Speedup(2.0, 2.0, 2.0)
+
+
+def test_equal_models_are_inside_the_noise():
+    values = (1.0, 1.1, 0.9, 1.2, 0.8, 1.0, 1.05, 0.95)
+    found = speedup(Latency(1, 1, 1, 8, values), Latency(1, 1, 1, 8, values[::-1]))
+    assert not found.certain
+    assert str(found).startswith("no difference beyond the noise (0.")
+
+
+def test_a_steady_difference_below_the_resolution_is_noise():
+    assert not Speedup(1.01, 1.008, 1.012).certain
+    assert Speedup(1.05, 1.04, 1.06).certain
+    assert not Speedup(1.5, 0.9, 2.0).certain
+
+
+def test_every_run_is_evaluation_without_gradients_on_the_asked_threads():
+    before = torch.get_num_threads()
+    model = Sleeper(0.01).train()
+    compare({"only": model}, (X,), {"scale": 0.5}, threads=before + 1, runs=7, warmup=2)
+    assert set(model.seen) == {(False, True, before + 1)}
+    assert len(model.seen) == 2 + 2 * 7
+    assert model.training
+    assert torch.get_num_threads() == before
+
+
+def test_state_is_restored_when_the_model_fails():
+    before = torch.get_num_threads()
+    model = nn.Linear(3, 3).train()
+    with pytest.raises(RuntimeError) as caught:
+        compare({"wrong": model}, torch.zeros(1, 4), threads=before + 1)
+    assert caught.value.__notes__ == ["while timing the model `wrong` on the example inputs"]
+    assert model.training
+    assert torch.get_num_threads() == before
+
+
+def test_models_take_turns_in_an_order_that_changes():
+    turns: list[str] = []
+
+    class Named(nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            turns.append(self.name)
+            return x
+
+    compare({"a": Named("a"), "b": Named("b")}, X, runs=20, warmup=0)
+    pairs = ["".join(turns[i : i + 4]) for i in range(0, len(turns), 4)]
+    assert set(pairs) == {"aabb", "bbaa"}
+
+
+def test_time_budget_bounds_small_models_and_gives_slow_ones_enough():
+    began = time.perf_counter()
+    assert compare({"tiny": nn.Identity()}, X, seconds=0.2)["tiny"].runs <= 300
+    assert compare({"slow": Sleeper(20)}, X, seconds=0.001)["slow"].runs == 7
+    assert time.perf_counter() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"models": {}}, "there is no model to time"),
+        ({"threads": 0}, "`threads` must be at least 1, got threads=0"),
+        ({"seconds": 0.0}, "`seconds` must be above 0, got seconds=0.0"),
+        ({"runs": 3}, "`runs` must be at least 7, got runs=3"),
+        ({"warmup": -1}, "`warmup` must not be negative"),
+        ({"models": {"m": nn.Linear(2, 2, device="meta")}}, "meta device computes nothing"),
+    ],
+)
+def test_bad_arguments_are_told(options, text):
+    with pytest.raises(ConfigError, match=text):
+        compare(**{"models": {"m": nn.Identity()}, "example_inputs": X} | options)
+
+
+def test_a_speedup_needs_times_taken_together():
+    with pytest.raises(ConfigError, match="runs that pair up, got 1 and 2"):
+        speedup(Latency(1, 1, 1, 1, (1.0,)), Latency(1, 1, 1, 2, (1.0, 1.0)))
+
+
+@pytest.mark.gpu
+def test_an_accelerator_is_waited_for():
+    device = torch.accelerator.current_accelerator()
+    model = nn.Sequential(*[nn.Linear(4096, 4096) for _ in range(8)]).to(device)
+    times = compare({"deep": model, "flat": model[0]}, torch.zeros(4096, 4096, device=device))
+    assert speedup(times["deep"], times["flat"]).ratio > 4
