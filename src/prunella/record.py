@@ -1,4 +1,4 @@
-"""What a run did, as one frozen value: everything the report shows, and nothing that is a tensor."""
+"""What a run did, as one frozen value: all that the report shows, and nothing that is a tensor."""
 
 import json
 from collections.abc import Mapping

@@ -103,7 +103,7 @@ def test_a_full_disk_is_a_clear_error_and_keeps_the_old_content(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(WorkspaceError, match="No space left on device.*is kept: free some"):
+        with pytest.raises(WorkspaceError, match=r"No space left on device.*is kept: free some"):
             space.write("baseline", INPUTS, {"valid": 2})
     entry = space.read("baseline")
     assert entry is not None

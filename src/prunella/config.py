@@ -1,0 +1,402 @@
+"""What a user may set: one TOML file, every key of it also `--section.key value` on every verb."""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from prunella.errors import ConfigError
+
+if TYPE_CHECKING:  # it brings torch along, which `prunella --help` need not wait for
+    from prunella.plan import Budget
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Removed = Annotated[float, Field(gt=0, lt=1)]
+Bound = float | int | str | None
+
+
+def _listed(value: object) -> object:
+    # One value stands for a list of one; "0.01,0.1" is what one types on a command line.
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
+    return [value] if isinstance(value, int | float) else value
+
+
+def _single(value: object) -> object:
+    # A name or regex may hold a comma, so it is not taken apart.
+    return [value] if isinstance(value, str) else value
+
+
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_listed)]
+Decay = Literal["cosine", "linear", "step", "constant"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class TaskSection(_Section):
+    """What is pruned, on which data, judged how."""
+
+    spec: str = ""
+    """A built-in task ("digits", "cifar10") or a Python file that defines `task`."""
+    options: Mapping[str, Any] = Field(default_factory=dict)
+    """Handed to the task as keyword arguments, e.g. `depth = 20`."""
+
+
+class BudgetSection(_Section):
+    """Upper bounds on what remains of the dense model."""
+
+    macs: Bound = None
+    """Multiply-accumulates that may remain: a share (0.5 or "50%") or a count."""
+    params: Bound = None
+    """Parameters that may remain: a share (0.5 or "50%") or a count."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "BudgetSection":
+        if self.macs is not None or self.params is not None:
+            self.to_budget()
+        return self
+
+    def to_budget(self) -> "Budget":
+        """Give the budget; its constructor has the rules."""
+        from prunella.plan import Budget
+
+        return Budget(macs=self.macs, params=self.params)
+
+
+class AnalyzeSection(_Section):
+    """How the sensitivity of every group is measured."""
+
+    ratios: Annotated[tuple[Removed, ...], BeforeValidator(_listed)] = (
+        0.125,
+        0.25,
+        0.375,
+        0.5,
+        0.625,
+        0.75,
+        0.875,
+    )
+    """Shares of a group's channels removed, one measurement of every group at each."""
+    share: Share = 1.0
+    """Share of the split to measure on; less than 0.5 needs `allow_small_share`."""
+    allow_small_share: bool = False
+    """Accept a sensitivity measured on less than half of the split."""
+    split: Literal["valid", "train"] = "valid"
+    """Which data to measure on; the test data are never used to choose anything."""
+
+    @field_validator("ratios")
+    @classmethod
+    def _ascending(cls, ratios: tuple[float, ...]) -> tuple[float, ...]:
+        if not ratios or list(ratios) != sorted(set(ratios)):
+            raise ValueError(f"give at least one ratio, ascending, none twice; got {ratios}")
+        return ratios
+
+    @model_validator(mode="after")
+    def _enough(self) -> "AnalyzeSection":
+        if self.share < 0.5 and not self.allow_small_share:
+            raise ValueError(
+                f"share={self.share} would judge the groups on less than half of the data, which "
+                "misleads: give at least 0.5, or say allow_small_share = true"
+            )
+        return self
+
+
+class PruneSection(_Section):
+    """How channels are chosen, and in how many rounds."""
+
+    criterion: str = "magnitude"
+    """Importance of a channel: the name of a criterion."""
+    exclude: Annotated[tuple[str, ...], BeforeValidator(_single)] = ()
+    """Layers to leave alone: names, globs ("layer3.*") or regexes ("re:.*downsample.*")."""
+    rounds: int = Field(default=3, ge=1)
+    """Rounds of prune and finetune until the budget, each removing the same share of the rest."""
+    retries: int = Field(default=2, ge=0)
+    """How often, in all, a round that missed the floor is tried again with a smaller step."""
+
+
+class FinetuneSection(_Section):
+    """How a pruned model is healed."""
+
+    epochs: int = Field(default=4, ge=1)
+    """Epochs of one experiment."""
+    last_epochs: int | None = Field(default=None, ge=1)
+    """Epochs of one experiment of the last round; unset: as in the others."""
+    trials: int = Field(default=3, ge=1)
+    """Experiments a round, over the learning rate and its decay; hopeless ones are ended early."""
+    lr: Numbers = ()
+    """Initial learning rate: one value to fix it, two for a range; empty: the task suggests."""
+    decays: Annotated[tuple[Decay, ...], BeforeValidator(_listed)] = ("cosine", "linear")
+    """Decay policies to try."""
+    optimizer: Literal["sgd", "adamw"] | None = None
+    """Optimizer; unset: the task suggests."""
+    momentum: float | None = Field(default=None, ge=0, lt=1)
+    """Momentum of sgd; unset: the task suggests."""
+    weight_decay: float | None = Field(default=None, ge=0)
+    """Weight decay; unset: the task suggests."""
+    warmup: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the steps in which the learning rate grows from zero; unset: the task suggests."""
+    distill: float | None = Field(default=None, ge=0)
+    """Weight of learning from the original dense model; 0 is off; unset: the task suggests."""
+    temperature: float | None = Field(default=None, gt=0)
+    """Softness of the dense model's answers when learning from them; unset: the task suggests."""
+    ema: float | None = Field(default=None, ge=0, lt=1)
+    """Decay of an average of the weights, which is kept instead of the last; 0 is off."""
+    masked: bool = False
+    """Train the masked model (all shapes kept) and cut afterwards; slower, same result shape."""
+    floor: float | None = None
+    """Worst metric on the valid split that a round may end with."""
+    max_drop: float | None = Field(default=None, ge=0)
+    """The same as a distance from the dense model's metric, e.g. 0.01; give one of the two."""
+
+    @field_validator("lr")
+    @classmethod
+    def _range(cls, lr: tuple[float, ...]) -> tuple[float, ...]:
+        if len(lr) > 2 or any(not value > 0 for value in lr) or list(lr) != sorted(lr):
+            raise ValueError(f"give none, one or two positive rates, ascending; got {lr}")
+        return lr
+
+    @field_validator("decays")
+    @classmethod
+    def _some(cls, decays: tuple[str, ...]) -> tuple[str, ...]:
+        if not decays:
+            raise ValueError("name at least one decay")
+        return decays
+
+    @model_validator(mode="after")
+    def _one_floor(self) -> "FinetuneSection":
+        if self.floor is not None and self.max_drop is not None:
+            raise ValueError("give floor or max_drop, not both")
+        return self
+
+
+class RunSection(_Section):
+    """Where and how things run."""
+
+    folder: str = "prunella-run"
+    """The work folder: everything a run knows, so that any verb can go on from it."""
+    seed: int = Field(default=0, ge=0)
+    """Start of all chance: order of the data, experiments tried."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads; unset: as many as the machine suggests."""
+    device: str = "auto"
+    """"cpu", "cuda", "cuda:1", ...; "auto" takes an accelerator where there is one."""
+    precision: Literal["no", "bf16"] = "no"
+    """Mixed precision of finetuning."""
+    latency_runs: int = Field(default=50, ge=3)
+    """Timed forwards of each model when latency is measured."""
+
+
+class Config(_Section):
+    """All settings of a run."""
+
+    task: TaskSection = Field(default_factory=TaskSection)
+    budget: BudgetSection = Field(default_factory=BudgetSection)
+    analyze: AnalyzeSection = Field(default_factory=AnalyzeSection)
+    prune: PruneSection = Field(default_factory=PruneSection)
+    finetune: FinetuneSection = Field(default_factory=FinetuneSection)
+    run: RunSection = Field(default_factory=RunSection)
+
+    @property
+    def folder(self) -> Path:
+        """The work folder."""
+        return Path(self.run.folder)
+
+    def to_budget(self) -> "Budget":
+        """Give the budget.
+
+        Raises:
+            ConfigError: None was set.
+        """
+        if self.budget.macs is None and self.budget.params is None:
+            raise ConfigError(
+                "no budget is set. Say what may remain of the model, e.g. `--budget.macs 0.5`, or "
+                "in the file: [budget] macs = 0.5"
+            )
+        return self.budget.to_budget()
+
+
+def load(file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read the settings.
+
+    Paths in the file (`task.spec`, `run.folder`) are relative to the file, those in `overrides` to
+    the current folder.
+
+    Args:
+        file: A TOML file; None takes the defaults.
+        overrides: Values by "section.key", stronger than the file's. Text is read as TOML where it
+            is TOML ("0.5", "true", "[0.1, 0.2]"), else taken as it stands.
+
+    Raises:
+        ConfigError: The file cannot be read, a key is unknown, or a value outside what it may be.
+    """
+    data = {} if file is None else _read(file)
+    for key, value in (overrides or {}).items():
+        _set(data, key, _literal(value) if isinstance(value, str) else value)
+    source = (
+        "the options" if file is None else f"`{file}` and the options" if overrides else f"`{file}`"
+    )
+    try:
+        return Config.model_validate(data)
+    except ValidationError as cause:
+        raise ConfigError(_explain(cause, source)) from cause
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
+    """Turn `--section.key value` and `--section.key=value` into a mapping; lists may repeat.
+
+    Raises:
+        ConfigError: An argument is not of that form, or its value is missing.
+    """
+    overrides: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        head = rest.pop(0)
+        if not head.startswith("--"):
+            raise ConfigError(
+                f"do not know what to do with `{head}`. Settings are given as "
+                "`--section.key value`, e.g. `--budget.macs 0.5`"
+            )
+        key, equals, value = head[2:].partition("=")
+        key = key.replace("-", "_")
+        _check_key(key)
+        if not equals:
+            if rest and not rest[0].startswith("--"):
+                value = rest.pop(0)
+            elif _is_switch(key):
+                value = "true"
+            else:
+                raise ConfigError(f"`--{key}` needs a value, e.g. `--{key} {_sample(key)}`")
+        overrides[key] = value
+    return overrides
+
+
+def keys() -> Iterator[tuple[str, Any, str]]:
+    """List every setting: "section.key", its default, what it means."""
+    for section, outer in Config.model_fields.items():
+        kind = outer.annotation
+        assert isinstance(kind, type), f"section {section} is not a class"
+        assert issubclass(kind, BaseModel), f"section {section} is not a model"
+        for key, inner in kind.model_fields.items():
+            default = inner.get_default(call_default_factory=True)
+            yield f"{section}.{key}", default, (inner.description or "").replace("\n", " ")
+
+
+def template(task: str = "digits") -> str:
+    """Write a commented TOML file: task and budget set, every other key there with its default."""
+    lines = ["# Settings of a Prunella run. Keys that are commented out show their defaults.", ""]
+    previous = ""
+    chosen = {"task.spec": task, "budget.macs": 0.5, "finetune.max_drop": 0.01}
+    for name, default, text in keys():
+        section, key = name.split(".")
+        if section != previous:
+            lines += ["", f"[{section}]"] if previous else [f"[{section}]"]
+            previous = section
+        lines.append(f"# {text}")
+        value = chosen.get(name, default)
+        shown = f"{key} = {_toml(value)}" if value is not None else f"{key} ="
+        lines.append(shown if name in chosen else f"# {shown}")
+    return "\n".join(lines) + "\n"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        data = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no file `{file}`. Write a sample with `prunella init {file.name}`"
+        ) from None
+    except (OSError, UnicodeDecodeError) as cause:
+        raise ConfigError(f"cannot read `{file}`: {cause}") from cause
+    except tomllib.TOMLDecodeError as cause:
+        raise ConfigError(f"`{file}` is not TOML: {cause}. Correct that line") from cause
+    task, run = data.get("task"), data.get("run")
+    if isinstance(task, dict) and str(task.get("spec", "")).endswith(".py"):
+        task["spec"] = str(file.parent / task["spec"])
+    if isinstance(run, dict) and isinstance(run.get("folder"), str):
+        run["folder"] = str(file.parent / run["folder"])
+    return data
+
+
+def _set(data: dict[str, Any], key: str, value: object) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = data.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"`{section}` is a section, not a value; it holds {inner!r}")
+        data = inner
+    data[last] = value
+
+
+def _literal(text: str) -> object:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _check_key(key: str) -> None:
+    known = [name for name, _, _ in keys()]
+    if key in known or key.startswith("task.options."):
+        return
+    raise ConfigError(f"there is no setting `{key}`{_nearest(key, known)}")
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
+    last = key.rpartition(".")[2]
+    same = [name for name in known if name.rpartition(".")[2] == last]
+    near = same or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if not near:
+        shorts = {name.rpartition(".")[2]: name for name in known}
+        near = [shorts[name] for name in difflib.get_close_matches(last, list(shorts), n=1)]
+    if near:
+        return f". Did you mean `{near[0]}`?"
+    return f". The sections are {', '.join(Config.model_fields)}; `prunella init` writes all keys"
+
+
+def _is_switch(key: str) -> bool:
+    return any(name == key and isinstance(default, bool) for name, default, _ in keys())
+
+
+def _sample(key: str) -> str:
+    for name, default, _ in keys():
+        if name == key and default not in (None, "", ()):
+            return _toml(default)
+    return "VALUE"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return json.dumps(value)
+
+
+def _explain(cause: ValidationError, source: str) -> str:
+    known = [name for name, _, _ in keys()]
+    lines = []
+    for error in cause.errors():
+        key = ".".join(str(part) for part in error["loc"] if isinstance(part, str))
+        if error["type"] == "extra_forbidden":
+            wanted = known if "." in key else list(Config.model_fields)
+            lines.append(f"there is no setting `{key}`{_nearest(key, wanted)}")
+            continue
+        rule = error["msg"].removeprefix("Value error, ")
+        own = error["type"] == "value_error"
+        got = "" if own or isinstance(error["input"], dict) else f", got {error['input']!r}"
+        lines.append(f"`{key}`: {rule[0].lower()}{rule[1:]}{got}")
+    # A union of types reports each branch; the first says enough.
+    return f"in {source}: " + "; ".join(dict.fromkeys(lines))

@@ -1,0 +1,148 @@
+"""Settings: one file, overrides, and errors that name the nearest key."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from prunella.config import Config, keys, load, parse_overrides, template
+from prunella.errors import ConfigError
+
+
+def test_defaults_suit_a_user_who_sets_task_and_budget() -> None:
+    config = load(None, {"task.spec": "digits", "budget.macs": "0.5"})
+    assert config.task.spec == "digits"
+    assert config.to_budget().macs == 0.5
+    assert config.analyze.share == 1.0
+    assert config.finetune.masked is False
+
+
+def test_options_are_stronger_than_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text('[task]\nspec = "digits"\n[budget]\nmacs = 0.5\n[finetune]\nepochs = 7\n')
+    config = load(file, {"budget.macs": "0.25", "task.options.width": "8"})
+    assert config.budget.macs == 0.25
+    assert config.finetune.epochs == 7
+    assert config.task.options == {"width": 8}
+
+
+def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text('[task]\nspec = "mine.py"\n[run]\nfolder = "out"\n')
+    config = load(file)
+    assert config.task.spec == str(tmp_path / "mine.py")
+    assert config.folder == tmp_path / "out"
+    assert load(file, {"run.folder": "here"}).folder == Path("here")
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("finetune.lr", "0.01", (0.01,)),
+        ("finetune.lr", "0.01,0.1", (0.01, 0.1)),
+        ("finetune.lr", "[0.01, 0.1]", (0.01, 0.1)),
+        ("finetune.decays", "cosine,step", ("cosine", "step")),
+        ("finetune.masked", "true", True),
+        ("prune.exclude", "layer3.*", ("layer3.*",)),
+        ("prune.exclude", "re:a{1,2}", ("re:a{1,2}",)),
+        ("prune.exclude", '["a", "b"]', ("a", "b")),
+        ("budget.macs", "50%", "50%"),
+        ("budget.params", "20000000", 20_000_000),
+    ],
+)
+def test_values_as_typed_on_a_command_line(key: str, text: str, value: object) -> None:
+    section, name = key.split(".")
+    assert getattr(getattr(load(None, {key: text}), section), name) == value
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("budget.mac", "0.5", "there is no setting `budget.mac`. Did you mean `budget.macs`?"),
+        ("buget.macs", "0.5", "there is no setting `buget`. Did you mean `budget`?"),
+        ("budget.macs", "-1", "`budget`: macs is a share of the dense model"),
+        ("finetune.epochs", "0", "`finetune.epochs`: input should be greater than or equal to 1"),
+        ("finetune.epochs", "many", "got 'many'"),
+        ("finetune.lr", "[0.1, 0.01]", "one or two positive rates, ascending"),
+        ("finetune.decays", "cos", "'cosine', 'linear', 'step' or 'constant', got 'cos'"),
+        ("analyze.share", "0.3", "less than half of the data"),
+        ("analyze.ratios", "0.5,0.2", "ascending, none twice"),
+        ("analyze.split", "test", "'valid' or 'train'"),
+        ("run.seed", "-1", "`run.seed`"),
+    ],
+)
+def test_a_bad_value_says_where_and_what(key: str, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load(None, {key: text})
+
+
+def test_a_small_share_can_be_insisted_on() -> None:
+    config = load(None, {"analyze.share": "0.1", "analyze.allow_small_share": "true"})
+    assert config.analyze.share == 0.1
+
+
+def test_floor_and_max_drop_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match="give floor or max_drop, not both"):
+        load(None, {"finetune.floor": "0.9", "finetune.max_drop": "0.01"})
+
+
+def test_no_budget_says_how_to_give_one() -> None:
+    with pytest.raises(ConfigError, match=r"`--budget\.macs 0\.5`"):
+        Config().to_budget()
+
+
+def test_missing_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no file .*`prunella init nowhere\.toml`"):
+        load(tmp_path / "nowhere.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[task\n")
+    with pytest.raises(ConfigError, match=r"broken\.toml` is not TOML: .*line 1"):
+        load(broken)
+    broken.write_text("task = 3\n")
+    with pytest.raises(ConfigError, match="`task`"):
+        load(broken)
+
+
+def test_overrides_are_read_in_every_form() -> None:
+    given = ["--budget.macs", "0.5", "--finetune.max-drop=0.01", "--task.options.depth", "20"]
+    assert parse_overrides(given) == {
+        "budget.macs": "0.5",
+        "finetune.max_drop": "0.01",
+        "task.options.depth": "20",
+    }
+    assert parse_overrides(["--finetune.masked", "--run.seed", "1"])["finetune.masked"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--epochs", "3"], "no setting `epochs`. Did you mean `finetune.epochs`?"),
+        (["--budget.maks", "3"], "Did you mean `budget.macs`?"),
+        (["--qqqq", "3"], "The sections are task, budget"),
+        (["--budget.macs"], "`--budget.macs` needs a value"),
+        (["0.5"], "do not know what to do with `0.5`"),
+    ],
+)
+def test_overrides_that_are_not(given: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse_overrides(given)
+
+
+def test_the_template_is_a_valid_file_that_names_every_key(tmp_path: Path) -> None:
+    text = template()
+    file = tmp_path / "prunella.toml"
+    file.write_text(text)
+    config = load(file)
+    assert config.task.spec == "digits"
+    assert config.finetune.max_drop == 0.01
+    for name, _, meaning in keys():
+        assert f"{name.split('.')[1]} =" in text
+        assert meaning, f"{name} has no description"
+    uncommented = "\n".join(
+        line.removeprefix("# ") if " = " in line and not line.endswith(".") else line
+        for line in text.splitlines()
+    )
+    data = tomllib.loads(uncommented)
+    data["run"]["folder"] = str(tmp_path / "x")
+    assert Config.model_validate(data).finetune.epochs == Config().finetune.epochs
