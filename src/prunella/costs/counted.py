@@ -1,0 +1,40 @@
+"""Count the costs of a model by running it once under the framework's own counter."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from prunella.modes import evaluating
+from prunella.structure import tensors
+from prunella.tracing import Inputs, positional
+
+
+def count_macs(
+    model: nn.Module, example_inputs: Inputs, example_kwargs: Mapping[str, Any] | None = None
+) -> int:
+    """Count the multiply-accumulates of one sample by running the model.
+
+    Convolutions and matrix products count, called as modules or as functions alike; norms, biases
+    and activations do not.
+
+    Args:
+        model: Any module.
+        example_inputs: A tensor, or a tuple of positional arguments. The first dimension counts
+            the samples, where all inputs agree on it.
+        example_kwargs: Keyword arguments.
+    """
+    args, kwargs = positional(example_inputs), dict(example_kwargs or {})
+    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(*args, **kwargs)
+    firsts = {a.shape[0] for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.ndim}
+    samples = firsts.pop() if len(firsts) == 1 else 1
+    return int(counter.get_total_flops()) // 2 // samples
+
+
+def count_params(model: nn.Module) -> int:
+    """Count the parameters of a model; a tied one counts once, buffers do not."""
+    found = tensors(model)
+    return sum(found[name].numel() for name, _ in model.named_parameters())

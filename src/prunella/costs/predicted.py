@@ -1,0 +1,54 @@
+"""Read the costs of a plan off the graph, without building the model."""
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from prunella.plan import Costs, Groups
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """A factor times how many of the channels (numbers) of each dimension are kept."""
+
+    factor: int
+    dims: tuple[np.ndarray, ...]
+
+
+def predict(groups: Groups, mask: np.ndarray) -> Costs:
+    """Predict what is left of the costs.
+
+    Costs are polynomials in the sizes of the groups, so the result is exact.
+
+    Args:
+        groups: The groups of a network.
+        mask: For every channel number, whether it is kept: bool, `[groups.channels]`.
+    """
+    macs = evaluate(mac_terms(groups), mask)
+    return Costs(macs // groups.graph.samples, evaluate(param_terms(groups), mask))
+
+
+def evaluate(terms: list[Term], mask: np.ndarray) -> int:
+    """Sum the terms for one mask."""
+    return sum(prod((t.factor, *(int(mask[dim].sum()) for dim in t.dims))) for t in terms)
+
+
+def mac_terms(groups: Groups) -> list[Term]:
+    """List the multiply-accumulates of every operator, of all samples of the example."""
+    return [Term(term.factor, term.dims) for term in groups.terms]
+
+
+def param_terms(groups: Groups) -> list[Term]:
+    """List the elements of every parameter; a tied one once."""
+    numbers: dict[str, dict[int, np.ndarray]] = {}
+    for axis, number in groups.axes.items():
+        row = number[0] if number.ndim == 2 else number  # every conv group keeps equally many
+        numbers.setdefault(axis.tensor, {})[axis.dim] = row
+    terms = []
+    for value in groups.graph.values.values():
+        if value.kind == "parameter":
+            dims = numbers.get(value.source, {})
+            rest = (size for dim, size in enumerate(value.shape) if dim not in dims)
+            terms.append(Term(prod(rest), tuple(dims.values())))
+    return terms

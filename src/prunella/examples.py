@@ -1,0 +1,62 @@
+"""Describe example inputs as plain data, and make random ones like them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def describe(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Describe inputs in JSON's terms; None where one of them has no such description."""
+    try:
+        return {"args": [_describe(a) for a in args], "kwargs": _describe(dict(kwargs))}
+    except TypeError:
+        return None
+
+
+def _describe(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        exact = not value.dtype.is_floating_point and value.dtype != torch.bool
+        known = exact and value.numel() > 0 and value.device.type != "meta"
+        span = [int(value.min()), int(value.max())] if known else [0, 1]
+        return {
+            "tensor": list(value.shape),
+            "dtype": str(value.dtype).removeprefix("torch."),
+            "span": span,
+        }
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"value": value}
+    if isinstance(value, tuple):
+        return {"tuple": [_describe(item) for item in value]}
+    if isinstance(value, list):
+        return {"list": [_describe(item) for item in value]}
+    if isinstance(value, dict):
+        return {"dict": {str(key): _describe(item) for key, item in value.items()}}
+    raise TypeError(f"{type(value).__name__} has no description")
+
+
+def make(example: Any, seed: int, device: torch.device | str = "cpu") -> Arguments:
+    """Make random inputs from a description: normal floats, integers in the span once seen."""
+    generator = torch.Generator().manual_seed(seed)
+    args = tuple(_make(item, generator, device) for item in example["args"])
+    return args, _make(example["kwargs"], generator, device)
+
+
+def _make(item: Any, generator: torch.Generator, device: torch.device | str) -> Any:
+    if "tensor" in item:
+        dtype = getattr(torch, item["dtype"])
+        if dtype.is_floating_point:
+            made = torch.randn(item["tensor"], generator=generator).to(dtype)
+        else:
+            low, high = item["span"]
+            made = torch.randint(low, high + 1, item["tensor"], generator=generator).to(dtype)
+        return made.to(device)
+    if "value" in item:
+        return item["value"]
+    if "dict" in item:
+        return {key: _make(part, generator, device) for key, part in item["dict"].items()}
+    kind = tuple if "tuple" in item else list
+    return kind(_make(part, generator, device) for part in item["tuple" if kind is tuple else "list"])

@@ -1,0 +1,84 @@
+"""The captured network as frozen values: tensors by name, and the operators between them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+Kind = Literal["parameter", "buffer", "input", "constant", "activation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """Stands for the tensor called `name` among the arguments of a node."""
+
+    name: str
+
+
+def refs(argument: Any) -> list[Ref]:
+    """List the tensors in an argument of a node, however deep in tuples and dicts."""
+    if isinstance(argument, Ref):
+        return [argument]
+    if isinstance(argument, tuple):
+        return [ref for item in argument for ref in refs(item)]
+    if isinstance(argument, Mapping):
+        return [ref for item in argument.values() for ref in refs(item)]
+    return []
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One tensor of the network.
+
+    `source` is the user's name for it: the qualified name of a parameter or buffer
+    ("layer1.0.conv1.weight"), the name of an input, else the name of the node that made it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    kind: Kind
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operator call, its tensor arguments replaced by `Ref`.
+
+    `module` is the qualified name of the innermost module whose forward made the call ("" is the
+    model itself), `module_type` the name of its class.
+    """
+
+    name: str
+    op: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outputs: tuple[str, ...]
+    module: str
+    module_type: str
+
+    def where(self) -> str:
+        """Say which operator in which module this is, for messages."""
+        return f"`{self.op}` in `{self.module or 'the model itself'}`"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network captured once, on example inputs.
+
+    `example` describes the example inputs well enough to make others like them (`examples`), None
+    where they cannot be described. `samples` is the number of samples in the example inputs (the size of the first input's first
+    dimension): costs are of one sample. `digest` identifies the structure: the names and shapes of
+    all parameters and buffers. `modules` maps qualified names to classes, for `exclude`.
+    """
+
+    values: Mapping[str, Value]
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    modules: Mapping[str, type]
+    samples: int
+    digest: str
+    example: Any = None
+

@@ -1,0 +1,303 @@
+"""The values that flow between the stages after tracing: groups, scores, budgets, plans."""
+
+import difflib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from prunella.errors import ConfigError, PlanMismatchError
+from prunella.graph import Graph
+
+SCHEMA = 1
+
+Indices = tuple[int, ...] | tuple[tuple[int, ...], ...]
+"""Kept indices along one dimension; one tuple per conv group where each keeps its own."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Axis:
+    """One dimension of one parameter or buffer, e.g. `Axis("conv1.weight", 0)`."""
+
+    tensor: str
+    dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """Why channels may not be cut: the reason, and the operator and module that caused it."""
+
+    reason: str
+    op: str
+    module: str
+
+    def __str__(self) -> str:
+        return f"{self.reason} (`{self.op}` in `{self.module or 'the model itself'}`)"
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Channels that live on the same axes and are cut together, one by one.
+
+    Channel `c` of the group occupies the positions `axes[axis][c]` of each axis: an array
+    `[channels, m]`, with m > 1 where one channel has several slices on an axis (the columns of a
+    linear layer behind a flatten). `start` numbers the group's first channel among the channels of
+    all groups; `Blocks` and `MacTerm` speak in those numbers.
+    """
+
+    name: str
+    channels: int
+    start: int
+    axes: Mapping[Axis, np.ndarray]
+    frozen: tuple[Frozen, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Every row must keep the same number of channels (grouped convolution, channel shuffle).
+
+    `rows` is `[blocks, size]`, of channel numbers as in `Group.start`. `moved` says that a movement
+    operator cuts the rows apart, so that the order of later channels depends on what is kept.
+    """
+
+    rows: np.ndarray
+    where: str
+    moved: bool
+
+
+@dataclass(frozen=True, eq=False)
+class MacTerm:
+    """Multiply-accumulates of one operator: `factor` times the number of kept channels in each of
+    `dims`, which list channel numbers as in `Group.start`."""
+
+    node: str
+    module: str
+    factor: int
+    dims: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Follower:
+    """A module's integer attribute that equals how many of `channels` (numbers) are kept."""
+
+    module: str
+    attribute: str
+    channels: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Everything coupling found out about a network.
+
+    Iterating gives the groups that may be cut; `frozen` are those that may not, each with reasons.
+    Channels are numbered over both, those that may be cut first; `axes` gives the number at each
+    position of each axis, `[size]`, or `[conv_groups, size]` where every conv group has its own.
+    """
+
+    graph: Graph
+    prunable: tuple[Group, ...]
+    frozen: tuple[Group, ...]
+    blocks: tuple[Blocks, ...]
+    terms: tuple[MacTerm, ...]
+    followers: tuple[Follower, ...]
+    axes: Mapping[Axis, np.ndarray]
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self.prunable)
+
+    def __len__(self) -> int:
+        return len(self.prunable)
+
+    def __getitem__(self, name: str) -> Group:
+        for group in self.prunable:
+            if group.name == name:
+                return group
+        known = [group.name for group in self.prunable]
+        raise ConfigError(f"no group called {name!r}{nearest(name, known)}")
+
+    @property
+    def channels(self) -> int:
+        """Count the channels of all groups, frozen ones included."""
+        return sum(group.channels for group in (*self.prunable, *self.frozen))
+
+    def why_frozen(self) -> list[str]:
+        """Say for each frozen group why, in one line."""
+        return [
+            f"{group.name} ({group.channels} channels): {'; '.join(map(str, group.frozen))}"
+            for group in self.frozen
+        ]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Suggest the closest known name, for messages."""
+    close = difflib.get_close_matches(name, list(known), 1, 0.4)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What one sample costs: multiply-accumulates; and how many parameters there are."""
+
+    macs: int
+    params: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Importance of every channel of every group, higher = keep; `[channels]` per group name."""
+
+    criterion: str
+    values: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Upper bounds on what remains.
+
+    Each is a share of the dense model (`0.5` or `"50%"`), or an absolute count (an int such as
+    `20_000_000`). None means unbounded.
+    """
+
+    macs: float | int | str | None = None
+    params: float | int | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.macs is None and self.params is None:
+            raise ConfigError("a budget bounds something: give `macs`, `params` or both")
+        for name in ("macs", "params"):
+            _limit(name, getattr(self, name), 1)
+
+    def resolve(self, dense: Costs) -> dict[str, int]:
+        """Turn the bounds into absolute counts of the model whose dense costs are given."""
+        bounds = {"macs": self.macs, "params": self.params}
+        return {
+            name: _limit(name, bound, getattr(dense, name))
+            for name, bound in bounds.items()
+            if bound is not None
+        }
+
+
+def _limit(name: str, bound: float | int | str | None, dense: int) -> int:
+    rule = f"{name} is a share of the dense model in (0, 1] (0.5 or '50%') or a count > 1"
+    if bound is None:
+        return dense
+    if isinstance(bound, str):
+        try:
+            bound = float(bound[:-1]) / 100 if bound.endswith("%") else float(bound)
+        except ValueError:
+            raise ConfigError(f"{rule}, got {bound!r}") from None
+        if bound > 1 and bound != int(bound):
+            raise ConfigError(f"{rule}, got {bound!r}")
+    if isinstance(bound, bool) or not bound > 0:
+        raise ConfigError(f"{rule}, got {bound!r}")
+    return int(bound * dense) if bound <= 1 else int(bound)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is kept of a model, in the original model's indices.
+
+    Attributes:
+        digest: Fingerprint of the structure the plan is for.
+        channels: Kept channels of every group, ascending.
+        sizes: Number of channels every group had.
+        kept: Kept indices of every parameter and buffer that changes, by dimension, in the order
+            in which the pruned model has them. Where every conv group keeps columns of its own,
+            dimension 1 holds one tuple per conv group.
+        attributes: New values of module attributes that do not follow from parameter shapes.
+        before: Costs of the model the plan was made for.
+        after: Costs of the pruned model.
+        example: Description of inputs the model runs on (`examples.make`), None where unknown.
+    """
+
+    digest: str
+    channels: Mapping[str, Indices]
+    sizes: Mapping[str, int]
+    kept: Mapping[str, Mapping[int, Indices]]
+    attributes: Mapping[str, Mapping[str, int]]
+    before: Costs
+    after: Costs
+    example: Any = None
+
+    def to_json(self) -> str:
+        """Write the plan as JSON text."""
+        record = {"schema": SCHEMA, **asdict(self)}
+        return json.dumps(record, indent=None, separators=(",", ":"), sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> "Plan":
+        """Read a plan from JSON text.
+
+        Raises:
+            PlanMismatchError: The text is no plan, or one of another schema version.
+        """
+        try:
+            record = json.loads(text)
+            if record["schema"] != SCHEMA:
+                raise PlanMismatchError(
+                    f"the plan has schema {record['schema']}, this version reads {SCHEMA}; "
+                    "make the plan again"
+                )
+            return Plan(
+                digest=record["digest"],
+                channels={name: _indices(kept) for name, kept in record["channels"].items()},
+                sizes=record["sizes"],
+                kept={
+                    tensor: {int(dim): _indices(kept) for dim, kept in dims.items()}
+                    for tensor, dims in record["kept"].items()
+                },
+                attributes=record["attributes"],
+                before=Costs(**record["before"]),
+                after=Costs(**record["after"]),
+                example=record["example"],
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, PlanMismatchError):
+                raise
+            raise PlanMismatchError(
+                f"this is not a plan ({type(error).__name__}: {error}); it may be truncated: "
+                "make the plan again"
+            ) from error
+
+
+def _indices(kept: list[Any]) -> Indices:
+    return tuple(tuple(row) if isinstance(row, list) else row for row in kept)
+
+
+def compose(first: Plan, second: Plan) -> Plan:
+    """Join the plan of a model and the plan of what it left into one plan of the original.
+
+    Args:
+        first: From the original model to a pruned one.
+        second: From that pruned model to a smaller one.
+    """
+    kept = {tensor: dict(dims) for tensor, dims in first.kept.items()}
+    for tensor, dims in second.kept.items():
+        for dim, indices in dims.items():
+            known = kept.setdefault(tensor, {}).get(dim)
+            kept[tensor][dim] = indices if known is None else _pick(known, indices)
+    channels = dict(first.channels)
+    for name, found in second.channels.items():
+        if name in channels and len(channels[name]) == second.sizes[name]:
+            channels[name] = _pick(channels[name], found)
+    modules = {*first.attributes, *second.attributes}
+    return Plan(
+        digest=first.digest,
+        channels=channels,
+        sizes=first.sizes,
+        kept=kept,
+        attributes={
+            module: {**first.attributes.get(module, {}), **second.attributes.get(module, {})}
+            for module in sorted(modules)
+        },
+        before=first.before,
+        after=second.after,
+        example=first.example,
+    )
+
+
+def _pick(known: Indices, indices: Indices) -> Indices:
+    picked = np.take_along_axis(np.array(known), np.array(indices), -1).tolist()
+    return _indices(picked)

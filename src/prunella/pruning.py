@@ -1,0 +1,107 @@
+"""All stages in one call: `prune(model, example_inputs, macs=0.5)`."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from prunella.allocating import Damage, allocate
+from prunella.certifying import Certificate
+from prunella.coupling import Exclude, couple
+from prunella.criteria import Criterion
+from prunella.errors import ConfigError
+from prunella.plan import Budget, Groups, Plan
+from prunella.scoring import score
+from prunella.tracing import Inputs, positional, trace
+from prunella.transforming import transform_and_prove
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was removed, and what could not be."""
+
+    plan: Plan
+    groups: Groups
+
+    def __str__(self) -> str:
+        """Return a table for people."""
+        before, after = self.plan.before, self.plan.after
+        lines = [
+            f"{'':12}{'dense':>16}{'pruned':>16}{'left':>9}",
+            f"{'MACs':12}{before.macs:>16,}{after.macs:>16,}{_share(after.macs, before.macs):>9}",
+            f"{'parameters':12}{before.params:>16,}{after.params:>16,}"
+            f"{_share(after.params, before.params):>9}",
+            f"channels kept in {len(self.groups)} groups:",
+        ]
+        for name, kept in self.plan.channels.items():
+            lines.append(f"  {name:40} {len(kept):>6} of {self.plan.sizes[name]}")
+        lines.append(f"frozen: {len(self.groups.frozen)} groups")
+        lines += [f"  {reason}" for reason in self.groups.why_frozen()]
+        return "\n".join(lines)
+
+
+def _share(after: int, before: int) -> str:
+    return f"{after / before:.1%}" if before else "-"
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """A pruned model, the plan that led to it, its proof, and a summary to print."""
+
+    model: nn.Module
+    plan: Plan
+    certificate: Certificate
+    summary: Summary
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Inputs,
+    *,
+    macs: float | int | str | None = None,
+    params: float | int | str | None = None,
+    ratio: float | Mapping[str, float] | None = None,
+    criterion: str | Criterion = "magnitude",
+    damage: Damage | None = None,
+    exclude: Iterable[Exclude] = (),
+    example_kwargs: Mapping[str, Any] | None = None,
+) -> PruneResult:
+    """Trace, couple, score, allocate and transform in one call.
+
+    Args:
+        model: Any module; left untouched.
+        example_inputs: A tensor, or a tuple of positional arguments.
+        macs: Budget: multiply-accumulates that may remain, a share (0.5, "50%") or a count.
+        params: Budget: parameters that may remain, likewise. Both may be given.
+        ratio: Instead of a budget: the share of channels every group loses, or one by group name.
+        criterion: How channels are scored.
+        damage: Predicted loss by group and kept channels (`Sensitivity.damage`).
+        exclude: Modules to leave whole, by name, glob, regular expression or class.
+        example_kwargs: Keyword arguments.
+
+    Returns:
+        The smaller model (of the user's own class), the plan, the certificate, a summary.
+
+    Raises:
+        PrunellaError: Each stage raises its own; the model is left untouched.
+
+    Example:
+        >>> import torch, prunella
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3))
+        >>> prunella.prune(net, torch.randn(1, 3, 8, 8), ratio=0.5).model[0].out_channels
+        8
+    """
+    if (ratio is None) == (macs is None and params is None):
+        raise ConfigError("give a budget (`macs`, `params` or both) or a `ratio`, and not both")
+    graph = trace(model, example_inputs, example_kwargs)
+    groups = couple(graph, exclude)
+    scores = score(model, groups, criterion)
+    target = Budget(macs=macs, params=params) if ratio is None else ratio
+    plan = allocate(groups, scores, target, damage)
+    args, kwargs = positional(example_inputs), dict(example_kwargs or {})
+    pruned, proof = transform_and_prove(model, plan, args, kwargs)
+    return PruneResult(pruned, plan, proof, Summary(plan, groups))
+
+

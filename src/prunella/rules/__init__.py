@@ -1,0 +1,33 @@
+"""The catalogue of operator rules: one file per family, the only folder that names ATen ops.
+
+A rule is a function `(labels, node) -> layers of the output`; `@rule("aten.name.overload")`
+registers it. An operator without a rule freezes what it touches and says so.
+"""
+
+from prunella.rules import (
+    convolution,
+    creation,
+    elementwise,
+    movement,
+    normalization,
+    products,
+    reduction,
+    windows,
+)
+from prunella.rules._registry import RULES, Rule, apply, argument, rule
+
+__all__ = [
+    "RULES",
+    "Rule",
+    "apply",
+    "argument",
+    "convolution",
+    "creation",
+    "elementwise",
+    "movement",
+    "normalization",
+    "products",
+    "reduction",
+    "rule",
+    "windows",
+]

@@ -1,0 +1,111 @@
+"""Convolutions: contract the input channels, bring in the output channels."""
+
+from math import prod
+
+from torch import Tensor
+from torch.nn.modules.conv import _ConvNd
+
+from prunella.graph import Node, Ref
+from prunella.labels import Labels, Layers, Operand, spread
+from prunella.rules._registry import argument, rule
+
+
+@rule("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default",
+      "aten.conv1d.padding", "aten.conv2d.padding", "aten.conv3d.padding")  # fmt: skip
+def convolve(labels: Labels, node: Node) -> Layers:
+    """Couple a convolution; weight `[out, in / conv_groups, *kernel]`."""
+    return _convolve(labels, node, transposed=False)
+
+
+@rule("aten.conv_transpose1d.default", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input")
+def convolve_transposed(labels: Labels, node: Node) -> Layers:
+    """Couple a transposed convolution; weight `[in, out / conv_groups, *kernel]`."""
+    return _convolve(labels, node, transposed=True)
+
+
+@rule("aten.convolution.default")
+def convolution(labels: Labels, node: Node) -> Layers:
+    """Couple the general form of both."""
+    return _convolve(labels, node, transposed=bool(argument(node, 6, "transposed", False)))
+
+
+def _convolve(labels: Labels, node: Node, *, transposed: bool) -> Layers:
+    x, weight = node.args[:2]
+    bias = argument(node, 2, "bias")
+    in_dim, out_dim = (0, 1) if transposed else (1, 0)
+    kernel = labels.shape(weight)[2:]
+    shape = labels.shapes[node.outputs[0]]
+    ndim, channel = len(shape), len(shape) - len(kernel) - 1
+    # From shapes, not from the argument: it changes with what is cut.
+    channels = shape[channel] if transposed else labels.shape(x)[channel]
+    conv_groups = channels // labels.shape(weight)[1]
+    grids = [d for d in range(ndim) if d > channel]
+    layers = labels.pass_through(labels.of(x), grids, "is convolved along", node)
+    if conv_groups == 1:
+        ins, outs = _vector(labels, weight, in_dim, node), _vector(labels, weight, out_dim, node)
+        rest = labels.contract(layers, channel, ins.numel(), ins, node)
+        dims: list[Tensor | int] = [outs, ins]
+    else:
+        by_row, by_column = _grouped(labels, node, weight, conv_groups)
+        ins, outs = (by_row, by_column) if transposed else (by_column, by_row)
+        rest = labels.contract(layers, channel, ins.numel(), ins.reshape(-1), node)
+        whole = not _by_block(by_row, by_column.shape[1])
+        dims = [by_row.reshape(-1), by_column.shape[1] if whole else by_column[0]]
+    for layer in labels.of(weight):
+        if any(n > 1 for n in layer.shape[2:]):
+            labels.structural.append(layer.reshape(-1))
+    grid = labels.shape(x)[channel + 1 :] if transposed else shape[channel + 1 :]
+    labels.multiply(node, prod(shape[:channel]) * prod(grid) * prod(kernel), dims)
+    made = (spread(outs.reshape(-1), channel, ndim),) if outs.numel() > 1 else ()
+    if isinstance(bias, Ref) and made:
+        wide = tuple(n if d == channel else 1 for d, n in enumerate(shape))
+        tail = tuple(spread(a, channel, ndim) for a in labels.of(bias))
+        made = labels.meet(wide, [Operand(made, wide), Operand(tail, wide)], node)
+    return (*rest, *made)
+
+
+def _vector(labels: Labels, weight: Ref, dim: int, node: Node) -> Tensor:
+    """Return the labels of a weight's dimension; of a plain one, labels that may not be cut."""
+    along = labels.labels_along(weight, dim)
+    if isinstance(along, int):
+        along = labels.fresh(along)
+        labels.freeze(along, "has no labels", node)
+        if along.numel() == 1:
+            labels.structural.append(along)
+    return along
+
+
+def _grouped(
+    labels: Labels, node: Node, weight: Ref, conv_groups: int
+) -> tuple[Tensor, Tensor]:
+    """Couple a grouped convolution: the labels of the weight's first two dimensions, by conv group.
+
+    The weight's rows (dimension 0) list the channels of all conv groups, its columns (dimension 1)
+    those within one conv group. Where a conv group has several channels on both sides, each
+    conv group keeps equally many of each (the same number, not the same positions). Where it has
+    only one on a side (depthwise), whole conv groups are cut, both sides at once.
+    """
+    by_row = _vector(labels, weight, 0, node).reshape(conv_groups, -1)
+    size = labels.shape(weight)[1]
+    if _by_block(by_row, size):
+        by_column = labels.axis_by_blocks(weight, 1, conv_groups)
+        if by_column is None:
+            by_column = _vector(labels, weight, 1, node).expand(conv_groups, size)
+        labels.equal_rows(by_column, node, moved=False)
+        labels.equal_rows(by_row, node, moved=False)
+    else:
+        # One side has a single channel a conv group: cut whole conv groups.
+        head = by_row[:, :1]
+        labels.unite(by_row, head)
+        by_column = head.expand(conv_groups, size)
+        columns_kept = labels.labels_along(weight, 1)
+        if isinstance(columns_kept, Tensor):
+            labels.structural.append(columns_kept)
+        if issubclass(labels.graph.modules.get(node.module, object), _ConvNd):
+            labels.follow(node, "groups", head.reshape(-1))
+    return by_row, by_column
+
+
+def _by_block(by_row: Tensor, columns: int) -> bool:
+    """Say whether conv groups have several channels on both sides, so that each can lose some."""
+    return columns > 1 and by_row.shape[1] > 1

@@ -1,0 +1,112 @@
+"""Save and load pruned models: a plan and tensors, no pickle, no code."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from prunella.errors import PlanMismatchError, WorkspaceError
+from prunella.masking import check_digest
+from prunella.plan import Plan
+from prunella.structure import tensors
+from prunella.transforming import plan_of, shrink
+
+_PLAN, _WEIGHTS, _SUMS = "plan.json", "model.safetensors", "sha256.json"
+
+
+def save(model: nn.Module, folder: str | Path, plan: Plan | None = None) -> None:
+    """Save a pruned model as `plan.json` and `model.safetensors` in a folder.
+
+    Args:
+        model: A model made by `transform` or `prune`, possibly finetuned since.
+        folder: Where to; made if need be.
+        plan: The plan from the original model; by default the one the model carries.
+
+    Raises:
+        PlanMismatchError: The model carries no plan.
+        WorkspaceError: The files cannot be written; older ones are intact.
+    """
+    plan = plan or plan_of(model)
+    if plan is None:
+        raise PlanMismatchError(
+            f"this `{type(model).__name__}` was not pruned here, so it carries no plan; pass the "
+            "plan that led to it as `plan=`"
+        )
+    folder = Path(folder)
+    fresh = {name: folder / f"{name}.new" for name in (_PLAN, _WEIGHTS, _SUMS)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        fresh[_PLAN].write_text(plan.to_json())
+        state = {name: tensor.detach().contiguous() for name, tensor in tensors(model).items()}
+        save_file(state, fresh[_WEIGHTS])
+        fresh[_SUMS].write_text(json.dumps({n: _sum(fresh[n]) for n in (_PLAN, _WEIGHTS)}))
+        for name, path in fresh.items():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            path.replace(folder / name)
+    except (OSError, SafetensorError) as error:
+        for path in fresh.values():
+            path.unlink(missing_ok=True)
+        raise WorkspaceError(
+            f"the model could not be saved in `{folder}`: {error}. What was there before is intact; "
+            "free some space or choose another folder"
+        ) from error
+
+
+def load(folder: str | Path, model: nn.Module) -> nn.Module:
+    """Load a pruned model into the user's own class.
+
+    Args:
+        folder: Where `save` put it.
+        model: A fresh instance of the original model, as before pruning; left untouched.
+
+    Returns:
+        A pruned copy with the saved tensors.
+
+    Raises:
+        WorkspaceError: A file is missing, truncated or was changed.
+        PlanMismatchError: The fresh model has another structure than the original.
+    """
+    folder = Path(folder)
+    for name, expected in _sums(folder).items():
+        if _sum(folder / name) != expected:
+            raise WorkspaceError(
+                f"`{folder / name}` is damaged: its checksum is not the one recorded when it was "
+                "saved. Save the model again, or restore the file from a copy"
+            )
+    plan = Plan.from_json((folder / _PLAN).read_text())
+    check_digest(model, plan)
+    pruned = shrink(model, plan)
+    state = load_file(folder / _WEIGHTS)
+    found = tensors(pruned)
+    if state.keys() != found.keys():
+        raise PlanMismatchError(
+            f"`{folder / _WEIGHTS}` holds other tensors than the model: "
+            f"{sorted(state.keys() ^ found.keys())[:5]}"
+        )
+    for name, tensor in state.items():
+        found[name].data = tensor.to(found[name].device)
+    return pruned
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    try:
+        sums: dict[str, str] = json.loads((folder / _SUMS).read_text())
+        return {name: sums[name] for name in (_PLAN, _WEIGHTS)}
+    except (OSError, ValueError, KeyError) as error:
+        raise WorkspaceError(
+            f"`{folder}` holds no complete saved model ({type(error).__name__}: {error}); "
+            "save it again"
+        ) from error
+
+
+def _sum(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WorkspaceError(f"`{path}` cannot be read: {error}") from error

@@ -1,0 +1,33 @@
+"""What of a model a plan is tied to: the names and shapes of its tensors, tied ones once."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """List parameters and buffers by qualified name; a tied one under its first name only."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def canonical_names(model: nn.Module) -> dict[str, str]:
+    """Map every name of every parameter and buffer to the first name of the same tensor."""
+    first: dict[int, str] = {}
+    names: dict[str, str] = {}
+    for listed in (model.named_parameters, model.named_buffers):
+        for name, tensor in listed(remove_duplicate=False):
+            names[name] = first.setdefault(id(tensor), name)
+    return names
+
+
+def digest(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Fingerprint a structure given the shape of every parameter and buffer."""
+    text = json.dumps(sorted((name, list(shape)) for name, shape in shapes.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def digest_of(model: nn.Module) -> str:
+    """Fingerprint the structure of `model`."""
+    return digest({name: tuple(tensor.shape) for name, tensor in tensors(model).items()})

@@ -1,0 +1,160 @@
+"""The pruned model: the user's own class with smaller tensors. The only file that changes shapes."""
+
+import copy
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from prunella import certifying
+from prunella.certifying import Certificate
+from prunella.errors import ConfigError, TransformError
+from prunella.examples import Arguments, make
+from prunella.masking import check_digest
+from prunella.modes import evaluating
+from prunella.plan import Plan, compose
+from prunella.slicing import take
+from prunella.structure import canonical_names, tensors
+from prunella.tracing import Inputs, positional
+
+_PLAN = "_prunella_plan"
+
+
+def transform(
+    model: nn.Module,
+    plan: Plan,
+    example_inputs: Inputs | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    certify: bool = True,
+) -> nn.Module:
+    """Return a physically smaller copy of the model.
+
+    The copy is of the user's own class; its parameters are new leaves with the same
+    `requires_grad`. It proves itself: on the example inputs and on random ones it must compute
+    what the masked model computes.
+
+    Args:
+        model: The model the plan was made for; left untouched.
+        plan: What to keep.
+        example_inputs: Inputs for the proof; by default ones like those the model was traced with.
+        example_kwargs: Keyword arguments of the same.
+        certify: Whether to run the proof.
+
+    Raises:
+        PlanMismatchError: The plan is for another model.
+        TransformError: The pruned model does not run.
+        CertificateError: The pruned model computes something else than the masked one.
+    """
+    check_digest(model, plan)
+    if not certify:
+        return shrink(model, plan)
+    args, kwargs = example_of(model, plan, example_inputs, example_kwargs)
+    return transform_and_prove(model, plan, args, kwargs)[0]
+
+
+def transform_and_prove(
+    model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[nn.Module, Certificate]:
+    """Transform, and return the certificate beside the pruned model."""
+    check_digest(model, plan)
+    pruned = shrink(model, plan)
+    _run(pruned, args, kwargs)
+    return pruned, certifying.certify(model, pruned, plan, args, kwargs)
+
+
+def shrink(model: nn.Module, plan: Plan) -> nn.Module:
+    """Slice a copy of the model as the plan says, without proof."""
+    pruned = copy.deepcopy(model)
+    aliases: dict[str, list[str]] = {}
+    for alias, name in canonical_names(pruned).items():
+        aliases.setdefault(name, []).append(alias)
+    for name, tensor in tensors(pruned).items():
+        if name in plan.kept:
+            smaller = take(tensor.detach(), plan.kept[name])
+            for alias, holder in _replacements(aliases[name], tensor, smaller):
+                path, _, leaf = alias.rpartition(".")
+                _put(pruned.get_submodule(path), leaf, holder)
+    for name, module in pruned.named_modules():
+        for attribute, value in plan.attributes.get(name, {}).items():
+            setattr(module, attribute, value)
+        _follow_shapes(module)
+    known = plan_of(model)
+    setattr(pruned, _PLAN, compose(known, plan) if known else plan)
+    return pruned
+
+
+def plan_of(model: nn.Module) -> Plan | None:
+    """Return the plan that led from the original model to this one, None if it was never pruned."""
+    return getattr(model, _PLAN, None)
+
+
+def _replacements(aliases: list[str], old: Tensor, smaller: Tensor) -> list[tuple[str, Tensor]]:
+    """Pair every name of a tied tensor with the same new one."""
+    if isinstance(old, nn.Parameter):
+        smaller = nn.Parameter(smaller, requires_grad=old.requires_grad)
+    return [(alias, smaller) for alias in aliases]
+
+
+def _put(module: nn.Module, leaf: str, tensor: Tensor) -> None:
+    if leaf in module._parameters:
+        module._parameters[leaf] = tensor  # type: ignore[assignment]
+    else:
+        module._buffers[leaf] = tensor
+
+
+def _follow_shapes(module: nn.Module) -> None:
+    """Let the attributes of a standard module say what its tensors are now."""
+    if isinstance(module, _ConvNd):
+        rows, columns = module.weight.shape[:2]
+        ins, outs = (rows, columns) if module.transposed else (columns, rows)
+        module.in_channels = ins if module.transposed else ins * module.groups
+        module.out_channels = outs * module.groups if module.transposed else outs
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, _NormBase):
+        sized = module.weight if module.weight is not None else module.running_mean
+        module.num_features = module.num_features if sized is None else len(sized)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.numel()
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
+
+
+def example_of(
+    model: nn.Module,
+    plan: Plan,
+    example_inputs: Inputs | None,
+    example_kwargs: Mapping[str, Any] | None,
+) -> Arguments:
+    """Return the given inputs, or make some like those the plan's model was traced with."""
+    if example_inputs is not None or example_kwargs is not None:
+        given = () if example_inputs is None else positional(example_inputs)
+        return given, dict(example_kwargs or {})
+    if plan.example is None:
+        raise ConfigError(
+            "the plan does not say what inputs the model takes (they are of a type that cannot be "
+            "described); pass `example_inputs`"
+        )
+    device = next((t.device for t in tensors(model).values()), torch.device("cpu"))
+    return make(plan.example, 0, device)
+
+
+def _run(pruned: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    try:
+        with evaluating(pruned), torch.no_grad():
+            pruned(*args, **kwargs)
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [f for f in frames if "/torch/" not in f.filename and __file__ != f.filename]
+        at = f" at {own[-1].filename}:{own[-1].lineno} (`{own[-1].line}`)" if own else ""
+        raise TransformError(
+            f"the pruned `{type(pruned).__name__}` does not run{at}: {type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else ''}. A size is written into its code; "
+            "compute it from the tensors' shapes, or exclude the modules around it. The model was "
+            "left untouched"
+        ) from error
