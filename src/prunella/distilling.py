@@ -1,0 +1,71 @@
+"""Learn from a teacher's outputs besides the targets."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from prunella.errors import TaskError
+
+_IMAGE_DIMS = 4
+
+
+def distillation(outputs: Any, teacher_outputs: Any, temperature: float) -> Tensor:
+    """Compute how far a model's class probabilities are from its teacher's.
+
+        T^2 * KL(softmax(teacher / T) || softmax(model / T))
+
+    summed over classes, mean over everything else. T^2 keeps the gradients' size as T varies. The
+    classes are the last dimension of `[samples, classes]` and `[samples, tokens, classes]`, and
+    dimension 1 of `[samples, classes, height, width]` and above.
+
+    Args:
+        outputs: Logits, or what `logits_of` finds them in.
+        teacher_outputs: The same of the teacher.
+        temperature: T, > 0; higher gives more weight to the improbable classes.
+
+    Raises:
+        TaskError: There are no logits in the outputs, or not of the teacher's shape.
+
+    Source:
+        Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", section 2.
+    """
+    logits, wanted = logits_of(outputs).float(), logits_of(teacher_outputs).float()
+    if logits.shape != wanted.shape:
+        raise TaskError(
+            f"the model's logits have shape {tuple(logits.shape)}, the teacher's "
+            f"{tuple(wanted.shape)}. Give a teacher of the same classes, or set `distill = 0`"
+        )
+    dim = 1 if logits.dim() >= _IMAGE_DIMS else logits.dim() - 1
+    if logits.dim() == 0 or logits.shape[dim] == 1:
+        raise TaskError(
+            f"outputs of shape {tuple(logits.shape)} have no classes to compare with the "
+            "teacher's. Set `distill = 0`, or put the teacher into the task's loss"
+        )
+    divergence = F.kl_div(
+        F.log_softmax(logits / temperature, dim),
+        F.log_softmax(wanted / temperature, dim),
+        reduction="none",
+        log_target=True,
+    )
+    return temperature**2 * divergence.sum(dim).mean()
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """Find the logits in a model's outputs: a tensor, an attribute or key `logits`.
+
+    Raises:
+        TaskError: There are none.
+    """
+    found = outputs
+    if isinstance(outputs, Mapping):
+        found = outputs.get("logits")
+    elif not isinstance(outputs, Tensor):
+        found = getattr(outputs, "logits", None)
+    if not isinstance(found, Tensor):
+        raise TaskError(
+            f"distillation needs logits: a tensor, or outputs with a tensor named `logits`; the "
+            f"model returned {type(outputs).__name__}. Set `distill = 0`, or return such outputs"
+        )
+    return found

@@ -1,0 +1,11 @@
+"""Finetuning: a recipe, a training loop that survives being killed, and its checkpoints."""
+
+from prunella.finetuning.loop import finetune as finetune
+from prunella.finetuning.losses import DivergedError as DivergedError
+from prunella.finetuning.recipe import Epoch as Epoch
+from prunella.finetuning.recipe import Finetuned as Finetuned
+from prunella.finetuning.recipe import Recipe as Recipe
+from prunella.finetuning.schedule import DECAYS as DECAYS
+from prunella.finetuning.schedule import Decay as Decay
+
+__all__ = ["DECAYS", "Decay", "DivergedError", "Epoch", "Finetuned", "Recipe", "finetune"]

@@ -1,0 +1,364 @@
+"""The training loop: any model, any task, one process or many, exact when interrupted."""
+
+import copy
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, broadcast_object_list
+from torch import Tensor, nn
+
+from prunella.errors import ConfigError, TaskError
+from prunella.finetuning.averaging import Average, put
+from prunella.finetuning.checkpoint import Checkpoint, Saved
+from prunella.finetuning.feeding import Feed, own_randomness
+from prunella.finetuning.learner import Learner, channels_last, make_optimizer
+from prunella.finetuning.losses import EpochLosses, check_weights, loss_of
+from prunella.finetuning.recipe import Epoch, Finetuned, Recipe
+from prunella.finetuning.schedule import factor
+from prunella.modes import evaluating
+from prunella.plan import Plan
+from prunella.progress import Progress, or_silent
+from prunella.structure import tensors
+from prunella.tasks import Task, evaluate, open_split, positional, to_device
+
+Report = Callable[[int, float | None, float], bool]
+
+_LOG = logging.getLogger("prunella")
+
+
+def finetune(  # noqa: PLR0913
+    model: nn.Module,
+    task: Task,
+    recipe: Recipe,
+    *,
+    teacher: nn.Module | None = None,
+    plan: Plan | None = None,
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+    report: Report | None = None,
+) -> Finetuned:
+    """Train a copy of a model.
+
+    Runs through Hugging Face Accelerate: on whichever device it chooses, and under `accelerate
+    launch` spread over processes, each taking a share of the batches. On a CPU with the same
+    number of threads and processes, a training interrupted and resumed ends with the very weights
+    of one that was not, as long as the training data are a pure function of (seed, epoch).
+
+    Args:
+        model: Any model, usually a pruned one; left untouched.
+        task: Whose "train" split is trained on and whose "valid" split judges each epoch. Its own
+            `train`, where it has one, is called instead of this loop.
+        recipe: How.
+        teacher: The original model, for `recipe.distill > 0`; without it that share is off.
+        plan: Keep what this plan removes at zero after every step: masked training of a dense
+            model. None for a pruned model.
+        checkpoint: Folder in which each finished epoch is saved, and from which training goes on.
+            With several processes all must see it.
+        progress: See `prunella.progress`.
+        report: Called after each epoch with its number, loss and metric on "valid"; True ends the
+            training there. Epochs taken from a checkpoint are reported again, so that a decision
+            cut off by a kill is made after all.
+
+    Raises:
+        DivergedError: The loss or the weights are not finite. (A TaskError.)
+        TaskError: The task's data, loss, metric or training loop raises.
+        WorkspaceError: The checkpoint is damaged, or the disk is full.
+        ConfigError: No parameter of the model can be trained.
+    """
+    if not recipe.distill or task.train is not None:
+        teacher = None
+    accelerator = Accelerator()
+    store = _Store(
+        accelerator,
+        checkpoint,
+        {
+            "recipe": asdict(recipe),
+            "task": task.name,
+            "model": _digest(model),
+            "teacher": teacher and _digest(teacher),
+            "plan": plan and plan.digest,
+            "processes": accelerator.num_processes,
+        },
+    )
+    trained = copy.deepcopy(model)
+    with own_randomness(accelerator.device):
+        if task.train is not None:
+            return _own_training(trained, task, recipe, plan, store, progress)
+        if not any(parameter.requires_grad for parameter in trained.parameters()):
+            raise ConfigError(
+                "no parameter of the model requires a gradient, so there is nothing to finetune. "
+                "Call `model.requires_grad_(True)` first"
+            )
+        training = _Training(accelerator, trained, task, recipe, teacher, plan)
+        with training.ready():
+            return training.run(store, progress, report)
+
+
+class _Training:
+    """One training under way."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        task: Task,
+        recipe: Recipe,
+        teacher: nn.Module | None,
+        plan: Plan | None,
+    ) -> None:
+        self._accelerator = accelerator
+        self._model, self._teacher = model, teacher
+        self._task, self._recipe, self._plan = task, recipe, plan
+        optimizer = make_optimizer(model, recipe)
+        self._learner, self._optimizer = accelerator.prepare(Learner(model, recipe), optimizer)
+        self._plain_optimizer = optimizer
+        if plan is not None:
+            _mask(model, plan)
+        self._average = Average(model, recipe.ema) if recipe.ema else None
+
+    def ready(self) -> ExitStack:
+        """Borrow the teacher, and give the model back in the mode and memory order it came in."""
+        stack = ExitStack()
+        flags = {module: module.training for module in self._model.modules()}
+
+        def back() -> None:
+            for module, training in flags.items():
+                module.training = training
+            if self._recipe.channels_last:
+                self._model.to(memory_format=torch.contiguous_format)
+
+        stack.callback(back)
+        if self._teacher is not None:
+            stack.enter_context(evaluating(self._teacher.to(self._accelerator.device)))
+        return stack
+
+    def run(self, store: "_Store", progress: Progress | None, report: Report | None) -> Finetuned:
+        accelerator, recipe = self._accelerator, self._recipe
+        shown = or_silent(progress if accelerator.is_main_process else None)
+        feed = Feed(
+            open_split(self._task, "train"),
+            recipe.seed,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        steps = feed.steps(shown)
+        if not steps:
+            raise TaskError(
+                f"split `train` of task `{self._task.name}` has fewer batches than there are "
+                f"processes ({accelerator.num_processes}). Start fewer, or make smaller batches"
+            )
+        history: list[Epoch] = []
+        saved, note = store.read()
+        if saved is not None:
+            history = [Epoch(**values) for values in saved.values["history"]]
+            self._restore(saved)
+        resumed = len(history)
+        stop = [_ask(accelerator, report, epoch) for epoch in history][-1:] == [True]
+        while len(history) < recipe.epochs and not stop:
+            number = len(history) + 1
+            start = time.monotonic()
+            loss = self._epoch(number, steps, feed, shown)
+            metric = self._judge(number, shown)
+            rate = recipe.lr * self._factor(number * steps - 1, steps)
+            history.append(Epoch(number, loss, metric, rate, time.monotonic() - start))
+            store.write(self._state(history))
+            stop = _ask(accelerator, report, history[-1])
+        if self._average is not None:
+            put(self._model, self._average.values)
+        return Finetuned(
+            model=self._model,
+            history=tuple(history),
+            seconds=sum(epoch.seconds for epoch in history),
+            finished=len(history) == recipe.epochs,
+            resumed=resumed,
+            note=note,
+        )
+
+    def _epoch(self, number: int, steps: int, feed: Feed, progress: Progress) -> float:
+        self._learner.train()
+        losses = EpochLosses(number, self._accelerator)
+        before = (number - 1) * steps
+        with progress(f"finetuning, epoch {number}/{self._recipe.epochs}", steps) as advance:
+            for step, batch in enumerate(feed.epoch(number), start=before):
+                losses.add(self._step(step, steps, batch))
+                advance(1)
+        mean = losses.mean()
+        if self._accelerator.num_processes > 1:
+            # Gradients were averaged, batch norm's statistics were not.
+            for buffer in self._model.buffers():
+                broadcast(buffer)
+        check_weights(self._model, number, steps)
+        return mean
+
+    def _step(self, step: int, steps: int, batch: Any) -> Tensor:
+        batch = to_device(batch, self._accelerator.device)
+        inputs = positional(self._task, batch)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._recipe.lr * self._factor(step, steps)
+        outputs = self._learner(*inputs)
+        loss = loss_of(self._task, self._recipe, outputs, batch, self._taught(inputs))
+        self._accelerator.backward(loss)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        if self._plan is not None:
+            _mask(self._model, self._plan)
+        if self._average is not None:
+            self._average.update(step)
+        return loss
+
+    def _taught(self, inputs: tuple[Any, ...]) -> Any | None:
+        if self._teacher is None:
+            return None
+        if self._recipe.channels_last:
+            inputs = tuple(channels_last(value) for value in inputs)
+        half = self._recipe.precision == "bf16"
+        kind = self._accelerator.device.type
+        with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=half):
+            return self._teacher(*inputs)
+
+    def _factor(self, step: int, steps: int) -> float:
+        recipe = self._recipe
+        return factor(step, steps * recipe.epochs, decay=recipe.decay, warmup=recipe.warmup)
+
+    def _judge(self, number: int, progress: Progress) -> float:
+        with nullcontext() if self._average is None else self._average.in_place():
+            try:
+                metric = evaluate(
+                    self._model,
+                    self._task,
+                    "valid",
+                    precision=self._recipe.precision,
+                    progress=progress,
+                )
+            except TaskError as cause:
+                raise TaskError(f"after epoch {number} of finetuning: {cause}") from cause
+        return float(_from_main(self._accelerator, metric))
+
+    def _state(self, history: list[Epoch]) -> Saved:
+        named: dict[str, Tensor] = {}
+        for name, value in tensors(self._model).items():
+            named[f"model/{name}"] = value
+        for name, value in (self._average.values if self._average else {}).items():
+            named[f"average/{name}"] = value
+        for index, state in self._plain_optimizer.state_dict()["state"].items():
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    named[f"optimizer/{index}/{key}"] = value
+        return Saved(len(history), named, {"history": [asdict(epoch) for epoch in history]})
+
+    def _restore(self, saved: Saved) -> None:
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
+        for name, value in saved.tensors.items():
+            part, _, rest = name.partition("/")
+            parts[part][rest] = value
+        put(self._model, parts["model"])
+        if self._average is not None:
+            self._average.values.update(to_device(parts["average"], self._accelerator.device))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in parts["optimizer"].items():
+            index, _, key = name.partition("/")
+            state.setdefault(int(index), {})[key] = value
+        groups = self._plain_optimizer.state_dict()["param_groups"]
+        self._plain_optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+class _Store:
+    """The checkpoint of a training on several processes; or of one that keeps none."""
+
+    def __init__(
+        self, accelerator: Accelerator, folder: Path | None, identity: Mapping[str, Any]
+    ) -> None:
+        self._accelerator = accelerator
+        self._checkpoint = None if folder is None else Checkpoint(Path(folder), identity)
+
+    def read(self) -> tuple[Saved | None, str]:
+        if self._checkpoint is None:
+            return None, ""
+        self._accelerator.wait_for_everyone()
+        saved, note = self._checkpoint.read()
+        if note:
+            _LOG.info(note)
+        return saved, note
+
+    def write(self, saved: Saved) -> None:
+        if self._checkpoint is None:
+            return
+        if self._accelerator.is_main_process:
+            self._checkpoint.write(saved)
+        self._accelerator.wait_for_everyone()
+
+
+def _own_training(
+    model: nn.Module,
+    task: Task,
+    recipe: Recipe,
+    plan: Plan | None,
+    store: _Store,
+    progress: Progress | None,
+) -> Finetuned:
+    """Let the task's own loop train; it is saved when it has ended, not in between."""
+    assert task.train is not None
+    saved, note = store.read()
+    if saved is not None:
+        put(model, {name.partition("/")[2]: value for name, value in saved.tensors.items()})
+        history = tuple(Epoch(**values) for values in saved.values["history"])
+        seconds = sum(epoch.seconds for epoch in history)
+        return Finetuned(model, history, seconds, True, resumed=recipe.epochs, note=note)
+    start = time.monotonic()
+    try:
+        returned = task.train(model, recipe.epochs)
+    except Exception as cause:
+        raise TaskError(
+            f"the training loop of task `{task.name}` raised {type(cause).__name__}: {cause}"
+        ) from cause
+    trained = model if returned is None else returned
+    if not isinstance(trained, nn.Module):
+        raise TaskError(
+            f"the training loop of task `{task.name}` must return the model (or None, having "
+            f"trained it in place), got {type(trained).__name__}"
+        )
+    if plan is not None:
+        _mask(trained, plan)
+    check_weights(trained, recipe.epochs, 0)
+    metric = evaluate(trained, task, "valid", precision=recipe.precision, progress=progress)
+    only = Epoch(recipe.epochs, None, metric, None, time.monotonic() - start)
+    named = {f"model/{name}": value for name, value in tensors(trained).items()}
+    store.write(Saved(recipe.epochs, named, {"history": [asdict(only)]}))
+    return Finetuned(trained, (only,), only.seconds, True, note=note)
+
+
+def _mask(model: nn.Module, plan: Plan) -> None:
+    from prunella.masking import apply_mask
+
+    apply_mask(model, plan)
+
+
+def _ask(accelerator: Accelerator, report: Report | None, epoch: Epoch) -> bool:
+    stop = False
+    if report is not None and accelerator.is_main_process:
+        stop = bool(report(epoch.epoch, epoch.loss, epoch.metric))
+    return bool(_from_main(accelerator, stop))
+
+
+def _from_main(accelerator: Accelerator, value: Any) -> Any:
+    """Replace a value by the main process's, so that all take the same way."""
+    if accelerator.num_processes == 1:
+        return value
+    return broadcast_object_list([value])[0]
+
+
+def _digest(model: nn.Module) -> str:
+    hasher = hashlib.sha256()
+    for name, value in sorted(tensors(model).items()):
+        plain = value.detach().cpu().contiguous()
+        hasher.update(f"{name}{tuple(plain.shape)}{plain.dtype}".encode())
+        hasher.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()

@@ -1,0 +1,108 @@
+"""The loss of each step, its mean over an epoch, and the alarm when it is not finite."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunella.distilling import distillation
+from prunella.errors import TaskError
+from prunella.finetuning.recipe import Recipe
+from prunella.tasks import Task
+
+# Looking at a loss makes an accelerator wait for it, so many are looked at together.
+_LOOK_EVERY = 20
+
+
+class DivergedError(TaskError):
+    """The loss or the weights are no longer finite; `epoch` and `step` within it, 1-based."""
+
+    def __init__(self, what: str, epoch: int, step: int) -> None:
+        super().__init__(
+            f"{what} in epoch {epoch}, step {step}: the training has diverged. Lower the learning "
+            "rate (`lr`), or raise `warmup`"
+        )
+        self.epoch = epoch
+        self.step = step
+
+
+def loss_of(
+    task: Task, recipe: Recipe, outputs: Any, batch: Any, teacher_outputs: Any | None
+) -> Tensor:
+    """Mix the task's loss and the distance to the teacher.
+
+        (1 - distill) * loss + distill * distillation, or the loss alone without a teacher
+
+    Raises:
+        TaskError: The task's loss raises or is not one number.
+    """
+    share = 0.0 if teacher_outputs is None else recipe.distill
+    mixed: Tensor | None = None
+    if share < 1:
+        try:
+            mixed = task.loss(outputs, batch)
+        except Exception as cause:
+            raise TaskError(
+                f"the loss of task `{task.name}` raised {type(cause).__name__}: {cause}. It is "
+                "called as loss(outputs, batch) with the model's outputs in training mode"
+            ) from cause
+        if not isinstance(mixed, Tensor) or mixed.numel() != 1:
+            found = tuple(mixed.shape) if isinstance(mixed, Tensor) else type(mixed).__name__
+            raise TaskError(
+                f"the loss of task `{task.name}` must be a tensor of one number, got {found}"
+            )
+    if share:
+        away = distillation(outputs, teacher_outputs, recipe.temperature)
+        mixed = share * away if mixed is None else (1 - share) * mixed + share * away
+    assert mixed is not None, "either share is below 1 or it is above 0"
+    return mixed
+
+
+class EpochLosses:
+    """The losses of one epoch, over all processes.
+
+    Args:
+        epoch: Its number, 1-based.
+        accelerator: Accelerate's, which gathers from all processes.
+    """
+
+    def __init__(self, epoch: int, accelerator: Any) -> None:
+        self._epoch, self._accelerator = epoch, accelerator
+        self._waiting: list[Tensor] = []
+        self._sum, self._count = 0.0, 0
+
+    def add(self, loss: Tensor) -> None:
+        """Take in the loss of the next step."""
+        self._waiting.append(loss.detach().float().reshape(()))
+        if len(self._waiting) == _LOOK_EVERY:
+            self._look()
+
+    def mean(self) -> float:
+        """Compute the mean of all losses taken in.
+
+        Raises:
+            DivergedError: One was not finite.
+        """
+        self._look()
+        return self._sum / max(self._count, 1)
+
+    def _look(self) -> None:
+        if not self._waiting:
+            return
+        # Every process sees the losses of all, so that all stop at the same step.
+        mine = torch.stack(self._waiting)
+        everyone = self._accelerator.gather(mine).reshape(-1, len(mine)).mean(0).tolist()
+        for step, value in enumerate(everyone, start=self._count + 1):
+            if not math.isfinite(value):
+                raise DivergedError(f"the loss is {value}", self._epoch, step)
+        self._sum += sum(everyone)
+        self._count += len(everyone)
+        self._waiting.clear()
+
+
+def check_weights(model: nn.Module, epoch: int, step: int) -> None:
+    """Raise DivergedError if a parameter has a value that is not finite."""
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise DivergedError(f"`{name}` has values that are not finite", epoch, step)

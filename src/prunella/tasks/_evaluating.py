@@ -1,0 +1,200 @@
+"""Judge a model on a split of a task, and say exactly where its data or metric misbehaves."""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from prunella.errors import TaskError
+from prunella.modes import evaluating
+from prunella.progress import Progress, or_silent
+from prunella.tasks._protocol import Split, Task
+
+
+def evaluate(
+    model: nn.Module,
+    task: Task,
+    split: Split,
+    *,
+    device: torch.device | str | None = None,
+    precision: Literal["no", "bf16"] = "no",
+    progress: Progress | None = None,
+) -> float:
+    """Compute the task's metric of `model` on a whole split.
+
+    The model is borrowed: every module's training flag is put back. It stays on `device`.
+
+    Args:
+        model: Any model whose outputs the metric understands.
+        task: Whose data and metric.
+        split: Which part of the data.
+        device: Where to compute; where the model is, if None.
+        precision: "bf16" runs the forward passes under autocast.
+        progress: See `prunella.progress`.
+
+    Raises:
+        TaskError: The split is empty, its loader or the metric raises, or the metric is not finite.
+    """
+    where = _device_of(model) if device is None else torch.device(device)
+    loader = open_split(task, split)
+    autocast = torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16")
+    with (
+        or_silent(progress)(split, size_of(loader)) as advance,
+        evaluating(model.to(where)),
+        torch.no_grad(),
+        autocast,
+    ):
+        pairs = _outputs(model, task, where, batches(loader, f"split `{split}`"), advance)
+        try:
+            value = float(task.metric.compute(pairs))
+        except TaskError:
+            raise
+        except Exception as cause:
+            raise TaskError(
+                f"judging the model on split `{split}` failed: {type(cause).__name__}: {cause}. "
+                f"Check that the model's outputs and metric `{task.metric.name}` of task "
+                f"`{task.name}` fit together"
+            ) from cause
+    if not math.isfinite(value):
+        raise TaskError(
+            f"metric `{task.metric.name}` of task `{task.name}` is {value} on split `{split}`. "
+            "Check the metric for a division by zero and the model's outputs for values that are "
+            "not finite"
+        )
+    return value
+
+
+def open_split(task: Task, split: Split) -> Iterable[Any]:
+    """Ask the task for the batches of a split.
+
+    Raises:
+        TaskError: The task's `data` raises.
+    """
+    try:
+        return task.data(split)
+    except TaskError:
+        raise
+    except Exception as cause:
+        raise TaskError(
+            f"task `{task.name}` cannot open split `{split}`: {type(cause).__name__}: {cause}"
+        ) from cause
+
+
+def batches(loader: Iterable[Any], where: str) -> Iterator[Any]:
+    """Yield a loader's batches.
+
+    Args:
+        loader: Any iterable.
+        where: What an error message calls this pass, e.g. "split `valid`".
+
+    Raises:
+        TaskError: The loader raises (the batch's index is named, counted from 0) or is empty.
+    """
+    index = 0
+    try:
+        for batch in loader:
+            yield batch
+            index += 1
+    except TaskError:
+        raise
+    except Exception as cause:
+        raise TaskError(
+            f"the data loader of {where} raised at batch {index}: {type(cause).__name__}: {cause}. "
+            "Repair the loader and give the same command again; what was finished is kept"
+        ) from cause
+    if index == 0:
+        raise TaskError(
+            f"the data loader of {where} gave no batch. It must be iterable again and again: "
+            "return a list or a DataLoader, not a generator"
+        )
+
+
+def positional(task: Task, batch: Any) -> tuple[Any, ...]:
+    """Take the model's positional inputs out of a batch.
+
+    Raises:
+        TaskError: The task's `inputs` raises or does not return a tuple.
+    """
+    try:
+        inputs = task.inputs(batch)
+    except Exception as cause:
+        raise TaskError(
+            f"`inputs` of task `{task.name}` raised {type(cause).__name__}: {cause}, given a batch "
+            f"of type {type(batch).__name__}"
+        ) from cause
+    if not isinstance(inputs, (tuple, list)):
+        raise TaskError(
+            f"`inputs` of task `{task.name}` must return a tuple of positional inputs, got "
+            f"{type(inputs).__name__}: write `lambda batch: (batch[0],)`"
+        )
+    return tuple(inputs)
+
+
+def size_of(loader: Iterable[Any]) -> int | None:
+    """Count a loader's batches without reading them; None where it does not know."""
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def fingerprint(task: Task, split: Split, *, progress: Progress | None = None) -> str:
+    """Hash every tensor, number and text in a split's batches, in order."""
+    hasher = hashlib.sha256()
+    loader = open_split(task, split)
+    with or_silent(progress)(f"fingerprint of {split}", size_of(loader)) as advance:
+        for batch in batches(loader, f"split `{split}`"):
+            _update(hasher.update, batch)
+            advance(1)
+    return hasher.hexdigest()
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Move every tensor inside tuples, lists, mappings and objects with `.to` to a device."""
+    if hasattr(value, "to"):
+        return value.to(device)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(to_device(part, device) for part in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(to_device(part, device) for part in value)
+    if isinstance(value, Mapping):
+        return {key: to_device(part, device) for key, part in value.items()}
+    return value
+
+
+def _outputs(
+    model: nn.Module,
+    task: Task,
+    device: torch.device,
+    source: Iterator[Any],
+    advance: Callable[[int], None],
+) -> Iterator[tuple[Any, Any]]:
+    for batch in source:
+        moved = to_device(batch, device)
+        yield model(*positional(task, moved)), moved
+        advance(1)
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def _update(update: Callable[[bytes], None], value: Any) -> None:
+    if isinstance(value, Tensor):
+        plain = value.detach().cpu().contiguous()
+        update(f"{tuple(plain.shape)}{plain.dtype}".encode())
+        update(plain.flatten().view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            update(str(key).encode())
+            _update(update, part)
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            _update(update, part)
+    else:
+        update(repr(value).encode())

@@ -1,0 +1,125 @@
+"""Built-in task `cifar10`: pretrained ResNet-20/32/44/56 on the CIFAR-10 images."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from prunella.errors import ConfigError, TaskError
+from prunella.progress import Progress
+from prunella.tasks._cifar_files import VARIABLE, data_folder, read
+from prunella.tasks._cifar_resnet import CifarResNet
+from prunella.tasks._images import ImageBatches
+from prunella.tasks._protocol import Split, Task
+from prunella.tasks.metrics import accuracy, cross_entropy
+
+DEPTHS = (20, 32, 44, 56)
+VALID_IMAGES = 5_000
+# What the pretrained weights expect; not the exact statistics of CIFAR-10.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_SPLIT_SEED = 2009
+
+
+def task(  # noqa: PLR0913
+    *,
+    depth: int = 20,
+    batch_size: int = 128,
+    eval_batch_size: int = 256,
+    limit: int | None = None,
+    data: str | Path | None = None,
+    weights: str | Path | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Task:
+    """State the task.
+
+    5,000 training images, always the same, are held out as "valid". (The pretrained weights saw
+    them: they tell pruned models apart, not how well the dense one generalises.) Training images
+    are shifted by up to 4 pixels and flipped.
+
+    Args:
+        depth: Of the residual network: 20, 32, 44 or 56.
+        batch_size: Training images a step.
+        eval_batch_size: Images a forward pass when judging.
+        limit: Use only this many images of each split, for a quick try.
+        data: Folder with `cifar10` or `cifar-10-batches-py`; `PRUNELLA_DATA` or ../shared/data
+            by default.
+        weights: A safetensors file; `weights/cifar10_resnet{depth}.safetensors` in the data folder
+            by default.
+        seed: With the epoch, decides the order and augmentation of training images.
+        progress: See `prunella.progress`.
+
+    Raises:
+        ConfigError: An option is outside what it may be.
+        TaskError: Data or weights are missing or damaged.
+    """
+    if depth not in DEPTHS:
+        raise ConfigError(f"depth is one of {DEPTHS}, got {depth=}")
+    for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+        if value < 1:
+            raise ConfigError(f"{name} is at least 1, got {value}")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit is at least 1 image, got {limit=}")
+    folder = data_folder(data)
+
+    @cache
+    def images(*, train: bool) -> tuple[Tensor, Tensor]:
+        return read(folder, train=train, progress=progress)
+
+    def batches(split: Split) -> ImageBatches:
+        pixels, labels = images(train=split != "test")
+        if split != "test":
+            chosen = _indices(len(labels), split)[:limit]
+            pixels, labels = pixels[chosen], labels[chosen]
+        return ImageBatches(
+            pixels[:limit],
+            labels[:limit],
+            batch_size=batch_size if split == "train" else eval_batch_size,
+            mean=MEAN,
+            std=STD,
+            train=split == "train",
+            pad=4,
+            flip=True,
+            seed=seed,
+        )
+
+    return Task(
+        name="cifar10",
+        model=lambda: _pretrained(depth, folder, weights),
+        data=batches,
+        loss=cross_entropy,
+        metric=accuracy(),
+        example_inputs=(torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)),),
+        settings={"lr": 0.02, "weight_decay": 1e-4},
+    )
+
+
+def _indices(count: int, split: Split) -> Tensor:
+    # numpy promises that this generator never changes; torch does not.
+    order = np.random.RandomState(_SPLIT_SEED).permutation(count)
+    held = min(VALID_IMAGES, count // 10)
+    chosen = order[:held] if split == "valid" else order[held:]
+    return torch.from_numpy(np.sort(chosen))
+
+
+def _pretrained(depth: int, folder: Path, weights: str | Path | None) -> nn.Module:
+    name = f"cifar10_resnet{depth}.safetensors"
+    path = Path(weights).expanduser() if weights else folder / "weights" / name
+    if not path.is_file():
+        raise TaskError(
+            f"there are no pretrained weights `{path}`. Give the file with the task's option "
+            f"`weights`, or set {VARIABLE} to a folder that has `weights/{name}`"
+        )
+    model = CifarResNet(depth)
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError, OSError) as cause:
+        raise TaskError(
+            f"`{path}` does not hold the weights of ResNet-{depth}: {cause}. Check the option "
+            "`depth`, or put the original file back"
+        ) from cause
+    return model.eval()
