@@ -5,10 +5,11 @@ from dataclasses import asdict
 
 import numpy as np
 
+from prunella.arranging import settle
 from prunella.costs.ladders import LadderCosts
 from prunella.costs.predicted import mac_terms, param_terms, predict
 from prunella.counting import Cluster, clusters, nearest_counts
-from prunella.errors import BudgetError, ConfigError
+from prunella.errors import BudgetError, ConfigError, CouplingError
 from prunella.plan import Budget, Costs, Groups, Plan, Scores, nearest
 from prunella.planning import kept_of, make_plan, nothing_to_prune
 
@@ -93,11 +94,38 @@ class _Chooser:
     def mask(self, ratios: Mapping[str, float]) -> np.ndarray:
         mask = np.ones(self.groups.channels, dtype=bool)
         for cluster in self.clusters:
-            counts = nearest_counts(cluster, {name: ratios[name] for name in cluster.groups})
-            mask &= self.mask_of(cluster, counts)
+            mask &= self.nearest(cluster, {name: ratios[name] for name in cluster.groups})
         return mask
 
-    def mask_of(self, cluster: Cluster, counts: np.ndarray) -> np.ndarray:
+    def nearest(self, cluster: Cluster, ratios: Mapping[str, float]) -> np.ndarray:
+        """Return the mask of one cluster that comes nearest to the ratios."""
+        mask = self._best(cluster, nearest_counts(cluster, ratios))
+        if not cluster.moved or mask.all():
+            return mask
+        # Not every width has a counterpart among the original's channels: look further and further
+        # away from what was asked, a step of one channel on the widest axis at a time.
+        step = 1 / int((cluster.axes @ cluster.sizes()).max(initial=1))
+        for away in range(int(1 / step) + 1):
+            for shift in (away * step, -away * step):
+                shifted = {name: min(max(r + shift, 0.0), 1.0) for name, r in ratios.items()}
+                found = self._settled(cluster, nearest_counts(cluster, shifted))
+                if found is not None:
+                    return found
+        raise CouplingError(
+            f"no number of channels of {', '.join(cluster.groups[:3])} fits how they are cut and "
+            "moved; exclude these modules"
+        )
+
+    def _settled(self, cluster: Cluster, counts: np.ndarray) -> np.ndarray | None:
+        mask = self._best(cluster, counts)
+        if mask.all():
+            return mask
+        settled = settle(self.groups, mask)
+        counts = np.array([settled.get(atom.key, 0) for atom in cluster.atoms])
+        fits = cluster.binds(counts) and bool((counts <= cluster.sizes()).all())
+        return self._best(cluster, counts) if fits else None
+
+    def _best(self, cluster: Cluster, counts: np.ndarray) -> np.ndarray:
         mask = np.ones(self.groups.channels, dtype=bool)
         for atom, count in zip(cluster.atoms, counts, strict=True):
             mask[self._ranked[id(atom)][count:]] = False
@@ -108,8 +136,7 @@ class _Chooser:
         steps = min(_LEVELS, max(atom.channels.size for atom in cluster.atoms) * len(cluster.atoms))
         masks: Ladder = []
         for step in range(steps + 1):
-            counts = nearest_counts(cluster, dict.fromkeys(cluster.groups, step / steps))
-            mask = self.mask_of(cluster, counts)
+            mask = self.nearest(cluster, dict.fromkeys(cluster.groups, step / steps))
             if not masks or mask.sum() < masks[-1].sum():
                 masks.append(mask)
         return masks

@@ -10,6 +10,7 @@ from collections import defaultdict
 
 import numpy as np
 
+from prunella.counting import AtomKey, atoms_of
 from prunella.coupling import close, propagate
 from prunella.errors import CouplingError
 from prunella.labels import Labels, Shape
@@ -23,6 +24,37 @@ def arrange(groups: Groups, mask: np.ndarray) -> dict[Axis, np.ndarray]:
         groups: The groups of a network.
         mask: For every channel number, whether it is kept.
     """
+    labels, components = _propagate_pruned(groups, mask)
+    channel = np.full(components.max(initial=-1) + 1, -1)
+    kept_by_atom = {
+        atom.key: [int(n) for n in atom.channels if mask[n]] for atom in atoms_of(groups)
+    }
+    for key, found in _atoms_of(groups, labels, components).items():
+        kept = kept_by_atom.get(key, [])
+        if len(kept) != len(found):
+            raise CouplingError(
+                f"the order of the channels of `{key[0]}` cannot be told: the pruned network has "
+                f"{len(found)} where the plan keeps {len(kept)}; exclude its modules"
+            )
+        channel[found] = kept
+    return {
+        axis: _gather(number, mask, channel[components[labels.axes[axis].numpy()]])
+        for axis, number in groups.axes.items()
+    }
+
+
+def settle(groups: Groups, mask: np.ndarray) -> dict[AtomKey, int]:
+    """Say how many channels of every atom the network has in the shapes that a mask gives.
+
+    Rows that keep equally many fix the shapes, but not yet what a later cut takes from which row:
+    an interleaved dimension of 2k channels cut in two gives ceil(k / 2) of the first row to the
+    first half, say. The pruned network itself says.
+    """
+    labels, components = _propagate_pruned(groups, mask)
+    return {key: len(found) for key, found in _atoms_of(groups, labels, components).items()}
+
+
+def _propagate_pruned(groups: Groups, mask: np.ndarray) -> tuple[Labels, np.ndarray]:
     graph = groups.graph
     before = propagate(graph, {name: value.shape for name, value in graph.values.items()})
     number = _numbers(groups, before)
@@ -32,8 +64,20 @@ def arrange(groups: Groups, mask: np.ndarray) -> dict[Axis, np.ndarray]:
         for name, value in graph.values.items()
     }
     after = propagate(graph, shapes)
-    components = close(after)
-    return _match(groups, mask, {a: components[n.numpy()] for a, n in after.axes.items()})
+    if len(after.rows) != len(before.rows):
+        raise CouplingError("a dimension that is cut and moved would keep a single channel")
+    return after, close(after)
+
+
+def _gather(number: np.ndarray, mask: np.ndarray, channels: np.ndarray) -> np.ndarray:
+    """Return where an axis has the channels the pruned network wants on it; frozen ones stay."""
+    if number.ndim == 2:
+        return np.stack([_gather(n, mask, c) for n, c in zip(number, channels, strict=True)])
+    waiting: dict[int, list[int]] = defaultdict(list)
+    for position in np.flatnonzero(mask[number]).tolist():
+        waiting[int(number[position])].append(position)
+    frozen = (p for n, found in waiting.items() if n not in set(channels.tolist()) for p in found)
+    return np.array([waiting[c].pop(0) if c >= 0 else next(frozen) for c in channels.tolist()])
 
 
 def _numbers(groups: Groups, labels: Labels) -> np.ndarray:
@@ -60,54 +104,33 @@ def _extents(mask: np.ndarray) -> list[int]:
     spans = [int(mask.any(axis=tuple(set(range(mask.ndim)) - {d})).sum()) for d in range(mask.ndim)]
     if np.prod(spans) == mask.sum():
         return spans
+    # Rows that keep equally many are never emptied, so it is the other dimension that is ragged.
     for d in reversed(range(mask.ndim)):
+        rest = [n for i, n in enumerate(mask.shape) if i != d]
         counts = np.unique(mask.sum(d))
-        counts = counts[counts > 0]
-        rest = _extents(mask.any(axis=d)) if mask.ndim > 1 else []
-        if len(counts) == 1 and np.prod(rest) * counts[0] == mask.sum():
+        if len(counts) == 1 and counts[0] > 0:
             return [*rest[:d], int(counts[0]), *rest[d:]]
     raise CouplingError("rows of channels that must keep equally many do not")
 
 
-def _match(
-    groups: Groups, mask: np.ndarray, found: dict[Axis, np.ndarray]
-) -> dict[Axis, np.ndarray]:
-    """Match the pruned network's components with channel numbers, axis by axis.
-
-    The axes come in the order in which the network uses them. One whose components are new keeps
-    its channels in the original order; from then on they are known, and later axes follow.
-    """
-    known: dict[int, int] = {}
-    result: dict[Axis, np.ndarray] = {}
-    for axis, number in groups.axes.items():
-        rows = [
-            _gather(known, number_row, mask, component_row, axis)
-            for number_row, component_row in zip(
-                np.atleast_2d(number), np.atleast_2d(found[axis]), strict=True
-            )
-        ]
-        result[axis] = np.stack(rows) if number.ndim == 2 else rows[0]
-    return result
-
-
-def _gather(
-    known: dict[int, int], number: np.ndarray, mask: np.ndarray, components: np.ndarray, axis: Axis
-) -> np.ndarray:
-    waiting: dict[int, list[int]] = defaultdict(list)  # channel number -> its positions, in order
-    for position in np.flatnonzero(mask[number]).tolist():
-        waiting[int(number[position])].append(position)
-    if sum(map(len, waiting.values())) != len(components):
-        raise CouplingError(f"`{axis.tensor}` keeps another number of channels than its neighbours")
-    taken = {known[c] for c in components.tolist() if c in known}
-    new = iter([n for n in waiting if n not in taken])
-    gathered = []
-    for component in components.tolist():
-        if component not in known:
-            known[component] = next(new, -1)
-        positions = waiting.get(known[component])
-        if not positions:
-            raise CouplingError(
-                f"the order of the channels of `{axis.tensor}` cannot be told; exclude its module"
-            )
-        gathered.append(positions.pop(0))
-    return np.array(gathered)
+def _atoms_of(
+    groups: Groups, labels: Labels, components: np.ndarray
+) -> dict[AtomKey, list[int]]:
+    """Sort the pruned network's components into the original's atoms, in order of position."""
+    by_axes = {frozenset((a, p.shape[1]) for a, p in g.axes.items()): g for g in groups}
+    rows: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+    for b, block in enumerate(groups.blocks):
+        for r, row in enumerate(components[labels.rows[block.index].labels.numpy()]):
+            for component, times in zip(*np.unique(row, return_counts=True), strict=True):
+                rows[int(component)].append((b, r, int(times)))
+    places: dict[int, dict[Axis, int]] = {}
+    for axis in groups.axes:
+        for component in components[labels.axes[axis].numpy()].reshape(-1).tolist():
+            counts = places.setdefault(component, {})
+            counts[axis] = counts.get(axis, 0) + 1
+    atoms: dict[AtomKey, list[int]] = defaultdict(list)
+    for component, counts in places.items():
+        group = by_axes.get(frozenset(counts.items()))
+        if group is not None:
+            atoms[group.name, tuple(rows[component])].append(component)
+    return atoms

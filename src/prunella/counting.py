@@ -19,12 +19,24 @@ from prunella.errors import CouplingError
 from prunella.plan import Blocks, Group, Groups
 
 
+AtomKey = tuple[str, tuple[tuple[int, int, int], ...]]
+
+
 @dataclass(frozen=True, eq=False)
 class Atom:
-    """Interchangeable channels: members of one group, in the same rows of the same blocks."""
+    """Interchangeable channels: members of one group, in the same rows of the same blocks.
+
+    `rows` says which: (index of the blocks, row, how often). `channels` are numbers.
+    """
 
     group: str
-    channels: np.ndarray  # numbers
+    rows: tuple[tuple[int, int, int], ...]
+    channels: np.ndarray
+
+    @property
+    def key(self) -> AtomKey:
+        """Return what identifies the atom in this network and in a pruned one."""
+        return self.group, self.rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,20 +44,30 @@ class Cluster:
     """Groups that are bound to one another, as few as can be decided on their own.
 
     `equal` is an integer matrix over atoms, `offset` a vector: `equal @ counts + offset` is zero
-    (the offset stems from frozen channels in a row). `at_least_one @ counts` is at least one, so
-    that no axis is emptied.
+    (the offset stems from frozen channels in a row). `moved` says that a movement operator cuts
+    rows of the cluster apart. `axes @ counts`
+    is at least `least`, so that no axis is emptied.
     """
 
     groups: tuple[str, ...]
     atoms: tuple[Atom, ...]
+    moved: bool
     equal: np.ndarray
     offset: np.ndarray
-    at_least_one: np.ndarray
+    axes: np.ndarray
 
     def binds(self, counts: np.ndarray) -> bool:
         """Say whether counts satisfy everything that binds the cluster."""
         balanced = not (self.equal @ counts + self.offset).any()
-        return balanced and bool((self.at_least_one @ counts >= 1).all())
+        return balanced and bool((self.axes @ counts >= self.least).all())
+
+    @property
+    def least(self) -> int:
+        """Return how many channels every axis keeps: two where rows are moved, else one.
+
+        A dimension of size one no longer shows how its rows are cut and moved.
+        """
+        return 2 if self.moved else 1
 
     def sizes(self) -> np.ndarray:
         """Return how many channels every atom has."""
@@ -55,7 +77,9 @@ class Cluster:
 def clusters(groups: Groups) -> tuple[Cluster, ...]:
     """Sort the groups that may be cut into clusters."""
     bound = _bound(groups)
-    atoms = _atoms(groups)
+    atoms: dict[str, list[Atom]] = defaultdict(list)
+    for atom in atoms_of(groups):
+        atoms[atom.group].append(atom)
     by_cluster: dict[int, list[int]] = defaultdict(list)
     for i, group in enumerate(groups):
         by_cluster[bound[i]].append(i)
@@ -88,18 +112,19 @@ def _bound(groups: Groups) -> np.ndarray:
     return cluster
 
 
-def _atoms(groups: Groups) -> dict[str, list[Atom]]:
+def atoms_of(groups: Groups) -> list[Atom]:
+    """Sort the channels that may be cut into atoms, group by group."""
     membership: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
     for b, block in enumerate(groups.blocks):
         for r, row in enumerate(block.rows):
             for channel, times in zip(*np.unique(row, return_counts=True), strict=True):
                 membership[int(channel)].append((b, r, int(times)))
-    atoms: dict[str, list[Atom]] = {}
+    atoms: list[Atom] = []
     for group in groups:
         alike: dict[tuple[tuple[int, int, int], ...], list[int]] = defaultdict(list)
         for number in range(group.start, group.start + group.channels):
             alike[tuple(membership.get(number, ()))].append(number)
-        atoms[group.name] = [Atom(group.name, np.array(found)) for found in alike.values()]
+        atoms += [Atom(group.name, rows, np.array(found)) for rows, found in alike.items()]
     return atoms
 
 
@@ -112,6 +137,7 @@ def _cluster(groups: Groups, found: tuple[Group, ...], atoms: list[Atom]) -> Clu
     return Cluster(
         tuple(group.name for group in found),
         tuple(atoms),
+        any(groups.blocks[b].moved for atom in atoms for b, _, _ in atom.rows),
         np.array(equal, dtype=int).reshape(-1, n),
         np.array(offset, dtype=int),
         np.array(least, dtype=int).reshape(-1, n),
@@ -161,7 +187,7 @@ def nearest_counts(cluster: Cluster, ratios: Mapping[str, float]) -> np.ndarray:
     if len({*ratios.values()}) == 1 and len({*sizes.tolist()}) == 1:
         # Equal atoms asked equally: rounding keeps bound rows equal.
         counts = np.full(len(sizes), int(np.floor(wanted[0] + 0.5)))
-        for rounded in (counts, np.maximum(counts, 1)):
+        for rounded in (counts, np.maximum(counts, cluster.least)):
             if cluster.binds(rounded):
                 return rounded
     return _solve(cluster, sizes, wanted)
@@ -179,9 +205,10 @@ def _solve(cluster: Cluster, sizes: np.ndarray, wanted: np.ndarray) -> np.ndarra
         pad = np.zeros_like(cluster.equal)
         balance = np.hstack([cluster.equal, pad])
         constraints.append(LinearConstraint(balance, -cluster.offset, -cluster.offset))
-    if len(cluster.at_least_one):
-        pad = np.zeros_like(cluster.at_least_one)
-        constraints.append(LinearConstraint(np.hstack([cluster.at_least_one, pad]), 1, np.inf))
+    if len(cluster.axes):
+        pad = np.zeros_like(cluster.axes)
+        least = np.minimum(cluster.least, cluster.axes @ sizes)
+        constraints.append(LinearConstraint(np.hstack([cluster.axes, pad]), least, np.inf))
     found = milp(
         np.concatenate([np.zeros(n), np.ones(n)]),
         integrality=np.concatenate([np.ones(n), np.zeros(n)]),

@@ -256,12 +256,12 @@ def _name(axis: Axis, names: dict[str, int]) -> str:
 
 def _blocks(labels: Labels, number: np.ndarray) -> Iterable[Blocks]:
     seen: set[Any] = set()
-    for rows in labels.rows:
+    for index, rows in enumerate(labels.rows):
         found = number[rows.labels]
         key = (found.shape, found.tobytes())
         if not _is_free(found, moved=rows.moved) and key not in seen:
             seen.add(key)
-            yield Blocks(found, rows.where, rows.moved)
+            yield Blocks(found, rows.where, rows.moved, index)
 
 
 def _product(factor: int, dims: list[np.ndarray]) -> tuple[int, tuple[np.ndarray, ...]]:

@@ -60,11 +60,13 @@ class Blocks:
 
     `rows` is `[blocks, size]`, of channel numbers as in `Group.start`. `moved` says that a movement
     operator cuts the rows apart, so that the order of later channels depends on what is kept.
+    `index` is the constraint's place among those recorded while labels were sent through.
     """
 
     rows: np.ndarray
     where: str
     moved: bool
+    index: int
 
 
 @dataclass(frozen=True, eq=False)
