@@ -55,6 +55,21 @@ def draw_norm(module: nn.modules.batchnorm._BatchNorm, generator: torch.Generato
         module.bias.uniform_(-0.5, 0.5, generator=generator)
 
 
+def calibrate(model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+    """Bring running statistics near those of the data, so that deep models pass a signal on."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    drawn = [(m.running_mean.clone(), m.running_var.clone(), m.momentum) for m in norms]
+    for module in norms:
+        module.momentum = 1.0
+    with torch.no_grad():
+        model.train()(*args, **kwargs)
+        for module, (mean, var, momentum) in zip(norms, drawn, strict=True):
+            module.running_mean += 0.3 * mean * module.running_var.sqrt()
+            module.running_var *= var
+            module.momentum = momentum
+    return model.eval()
+
+
 def conv_norm(cin: int, cout: int, kernel: int = 3, **options: Any) -> nn.Sequential:
     conv = nn.Conv2d(cin, cout, kernel, padding=kernel // 2, bias=False, **options)
     return nn.Sequential(conv, nn.BatchNorm2d(cout))
@@ -151,13 +166,13 @@ class Depthwise(nn.Module):
         self.expand = conv_norm(6, 12, 1)
         self.depth = conv_norm(12, 12, groups=12)
         self.project = conv_norm(12, 6, 1)
-        self.double = conv_norm(6, 12, groups=6)
+        self.twice = conv_norm(6, 12, groups=6)
         self.fc = nn.Linear(12, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu6(self.stem(x))
         x = x + self.project(F.relu6(self.depth(F.relu6(self.expand(x)))))
-        return self.fc(F.hardswish(self.double(x)).mean((2, 3)))
+        return self.fc(F.hardswish(self.twice(x)).mean((2, 3)))
 
 
 class GroupedConv(nn.Module):

@@ -273,8 +273,8 @@ def _steps(groups: Groups, ratios: tuple[float, ...]) -> list[tuple[str, int]]:
     return steps
 
 
-def _lowest(scores: np.ndarray, count: int) -> np.ndarray:
-    return np.sort(np.argsort(scores, kind="stable")[:count])
+def _lowest(scores: np.ndarray, count: int) -> list[int]:
+    return [int(channel) for channel in np.argsort(scores, kind="stable")[:count]]
 
 
 def _check_ratios(ratios: tuple[float, ...]) -> None:
@@ -304,7 +304,7 @@ def _fingerprint(named: Mapping[str, Tensor]) -> str:
     for name, tensor in sorted(named.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy())
+        digest.update(memoryview(flat.view(torch.uint8).numpy()))
     return digest.hexdigest()[:16]
 
 
@@ -312,5 +312,5 @@ def _fingerprint_scores(scores: Scores) -> str:
     digest = hashlib.sha256(scores.criterion.encode())
     for name, values in sorted(scores.values.items()):
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(values, dtype=np.float64))
+        digest.update(np.asarray(values, dtype=np.float64).tobytes())
     return digest.hexdigest()[:16]
