@@ -97,6 +97,9 @@ class AnalyzeSection(_Section):
     split: Literal["valid", "train"] = "valid"
     """Which data to measure on; the test data are never used to choose anything."""
 
+    precision: Literal["no", "bf16"] = "no"
+    """Mixed precision of the measurements."""
+
     @field_validator("ratios")
     @classmethod
     def _ascending(cls, ratios: tuple[float, ...]) -> tuple[float, ...]:
@@ -148,8 +151,8 @@ class FinetuneSection(_Section):
     """Weight decay; unset: the task suggests."""
     warmup: float | None = Field(default=None, ge=0, lt=1)
     """Share of the steps in which the learning rate grows from zero; unset: the task suggests."""
-    distill: float | None = Field(default=None, ge=0)
-    """Weight of learning from the original dense model; 0 is off; unset: the task suggests."""
+    distill: float | None = Field(default=None, ge=0, le=1)
+    """Share of the loss that is learning from the dense model; 0 is off; unset: task suggests."""
     temperature: float | None = Field(default=None, gt=0)
     """Softness of the dense model's answers when learning from them; unset: the task suggests."""
     ema: float | None = Field(default=None, ge=0, lt=1)
@@ -195,8 +198,8 @@ class RunSection(_Section):
     """"cpu", "cuda", "cuda:1", ...; "auto" takes an accelerator where there is one."""
     precision: Literal["no", "bf16"] = "no"
     """Mixed precision of finetuning."""
-    latency_runs: int = Field(default=50, ge=3)
-    """Timed forwards of each model when latency is measured."""
+    latency_seconds: float = Field(default=2.0, gt=0)
+    """Time to spend on measuring latency, both models together."""
 
 
 class Config(_Section):
@@ -292,6 +295,23 @@ def keys() -> Iterator[tuple[str, Any, str]]:
         for key, inner in kind.model_fields.items():
             default = inner.get_default(call_default_factory=True)
             yield f"{section}.{key}", default, (inner.description or "").replace("\n", " ")
+
+
+def changed(config: Config) -> dict[str, str]:
+    """List the settings that differ from the defaults, as they would be typed."""
+    typed: dict[str, str] = {}
+    for name, default, _ in keys():
+        section, key = name.split(".")
+        value = getattr(getattr(config, section), key)
+        if name == "task.options":
+            typed |= {f"{name}.{option}": _typed(found) for option, found in value.items()}
+        elif value != default:
+            typed[name] = _typed(value)
+    return typed
+
+
+def _typed(value: object) -> str:
+    return value if isinstance(value, str) else _toml(value)
 
 
 def template(task: str = "digits") -> str:

@@ -162,6 +162,10 @@ class Workspace:
         text = json.dumps({"schema": SCHEMA, "sha256": digest(body), **body}, indent=1)
         write_atomic(self.path(f"{name}.json"), text.encode())
 
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file that a record will vouch for; `name` is relative to the work folder."""
+        write_atomic(self.path(name), text.encode())
+
     def find(self, name: str, inputs: Mapping[str, Any]) -> Found:
         """Look for a result made from exactly these inputs."""
         entry = self.read(name)

@@ -1,0 +1,114 @@
+"""Every setting of the configuration as an option of every verb."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from prunella.config import Config, keys, load, parse_overrides
+from prunella.errors import ConfigError
+
+_HELP = {
+    "task": "Task: what is pruned",
+    "budget": "Budget: what may remain",
+    "analyze": "Analyze: sensitivity of every group",
+    "prune": "Prune: which channels go, in how many rounds",
+    "finetune": "Finetune: how the pruned model is healed",
+    "run": "Run: where and how",
+}
+
+
+def signature(sections: Sequence[str]) -> inspect.Signature:
+    """Give a verb's parameters: `ctx`, `debug`, `quiet`, and one per setting.
+
+    Args:
+        sections: Sections whose settings the verb's help lists; the others work but are not shown.
+    """
+    flag = inspect.Parameter.KEYWORD_ONLY
+    fixed = {
+        "ctx": (typer.Context, inspect.Parameter.empty),
+        "debug": (
+            Annotated[bool, typer.Option("--debug", help="Show where errors come from.")],
+            False,
+        ),
+        "quiet": (
+            Annotated[bool, typer.Option("--quiet", help="No progress, only warnings.")],
+            False,
+        ),
+    }
+    parameters = [
+        inspect.Parameter(name, flag, default=default, annotation=annotation)
+        for name, (annotation, default) in fixed.items()
+    ]
+    for name, default, text in keys():
+        section = name.partition(".")[0]
+        option = typer.Option(
+            f"--{name}",
+            help=text.replace("[", r"\["),
+            show_default=_shown(default),
+            rich_help_panel=_HELP[section],
+            hidden=section not in sections,
+            metavar="VALUE",
+        )
+        annotation = Annotated[str | None, option]
+        parameters.append(
+            inspect.Parameter(_variable(name), flag, default=None, annotation=annotation)
+        )
+    return inspect.Signature(parameters)
+
+
+def with_signature(function: Callable[..., None], made: inspect.Signature) -> Callable[..., None]:
+    """Let a function that takes `**given` look as if it named its parameters."""
+    function.__signature__ = made  # type: ignore[attr-defined]
+    function.__annotations__ = {
+        name: parameter.annotation for name, parameter in made.parameters.items()
+    }
+    return function
+
+
+def read(extra: Sequence[str], given: Mapping[str, Any]) -> Config:
+    """Put the settings together from what was typed.
+
+    Args:
+        extra: What the parser did not know: a TOML file or a task to begin with, and
+            `--task.options.NAME VALUE`.
+        given: Values by variable name, as in `signature`.
+
+    Raises:
+        ConfigError: A setting is unknown or bad, or no task is given.
+    """
+    rest = list(extra)
+    file: Path | None = None
+    overrides: dict[str, Any] = {}
+    if rest and not rest[0].startswith("--"):
+        first = rest.pop(0)
+        if first.endswith(".toml"):
+            file = Path(first)
+        else:
+            overrides["task.spec"] = first
+    overrides.update(parse_overrides(rest))
+    for name, _, _ in keys():
+        value = given.get(_variable(name))
+        if value is not None:
+            overrides[name] = value
+    config = load(file, overrides)
+    if not config.task.spec:
+        raise ConfigError(
+            "no task is given. Name a settings file (`prunella init` writes one), a Python file "
+            "that defines `task`, or a built-in task: `prunella run digits --budget.macs 0.5`"
+        )
+    return config
+
+
+def _variable(name: str) -> str:
+    return name.replace(".", "__")
+
+
+def _shown(default: object) -> str | bool:
+    if default in (None, "", (), {}):
+        return False
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
+    return str(default).lower() if isinstance(default, bool) else str(default)

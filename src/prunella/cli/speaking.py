@@ -1,0 +1,81 @@
+"""What the command line says: data to stdout, everything else to stderr."""
+
+import contextlib
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from prunella.errors import PrunellaError
+
+WIDE = 120  # columns where the output is no terminal and has no width of its own
+
+
+def console(error: bool = False) -> Console:
+    """Give the console of stdout, or of stderr."""
+    stream = sys.stderr if error else sys.stdout
+    width = None if stream.isatty() else WIDE
+    return Console(file=stream, width=width, highlight=False, soft_wrap=not stream.isatty())
+
+
+@contextlib.contextmanager
+def logging_to(file: Path | None, quiet: bool) -> Iterator[None]:
+    """Send the library's log to stderr, and with times to the run's own log file."""
+    log = logging.getLogger("prunella")
+    level = log.level
+    handlers: list[logging.Handler] = [_Terminal()]
+    handlers[0].setLevel(logging.WARNING if quiet else logging.INFO)
+    if file is not None:
+        with contextlib.suppress(OSError):  # a log is not worth failing for; writing results is
+            file.parent.mkdir(parents=True, exist_ok=True)
+            handlers.append(logging.FileHandler(file, encoding="utf-8"))
+            handlers[-1].setFormatter(
+                logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
+            )
+    for handler in handlers:
+        log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()
+
+
+def error(problem: PrunellaError) -> None:
+    """Say what went wrong and what to do, in two lines."""
+    what, hint = split(str(problem))
+    err = console(error=True)
+    err.print(f"[bold red]error:[/] {_escape(what)}", markup=True)
+    if hint:
+        err.print(f"[bold cyan]hint:[/] {_escape(hint)}", markup=True)
+
+
+def split(message: str) -> tuple[str, str]:
+    """Take a message apart into what is wrong, and the remedy: its last sentences.
+
+    Example:
+        >>> split("`a.json` is damaged: it is empty. Delete it and run again")
+        ('`a.json` is damaged: it is empty', 'Delete it and run again')
+    """
+    found = re.search(r"(?<=[^\s.])\. (?=[A-Z`])", message)
+    if found is None:
+        return message, ""
+    return message[: found.start()], message[found.end() :]
+
+
+class _Terminal(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        text = _escape(self.format(record))
+        if record.levelno >= logging.WARNING:
+            text = f"[bold yellow]warning:[/] {text}"
+        console(error=True).print(text, markup=True)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")

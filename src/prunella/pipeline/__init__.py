@@ -1,0 +1,12 @@
+"""The tasks of the command line as functions: analyze, prune, finetune, transform, stat, run."""
+
+from prunella.pipeline.verbs import Result as Result
+from prunella.pipeline.verbs import analyze as analyze
+from prunella.pipeline.verbs import finetune as finetune
+from prunella.pipeline.verbs import prune as prune
+from prunella.pipeline.verbs import report as report
+from prunella.pipeline.verbs import run as run
+from prunella.pipeline.verbs import stat as stat
+from prunella.pipeline.verbs import transform as transform
+
+__all__ = ["Result", "analyze", "finetune", "prune", "report", "run", "stat", "transform"]

@@ -1,0 +1,226 @@
+"""What every stage of a run needs: the settings, the work folder, the task, the dense model."""
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import logging
+import math
+import re
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from prunella import tasks
+from prunella.config import Config, changed
+from prunella.costs.predicted import predict
+from prunella.coupling import Exclude, couple
+from prunella.finetuning.feeding import Feed, own_randomness, seed_all
+from prunella.graph import Graph
+from prunella.plan import Costs, Groups
+from prunella.progress import Progress, or_silent
+from prunella.storing import load as load_pruned
+from prunella.structure import tensors
+from prunella.tasks import Split, Task
+from prunella.tracing import trace
+from prunella.workspace import Workspace
+
+FINGERPRINT_BATCHES = 8
+
+log = logging.getLogger("prunella")
+
+
+class Context:
+    """The settings of a run and what follows from them, each computed when first asked for.
+
+    Args:
+        config: The settings.
+        progress: See `prunella.progress`.
+        typed: The settings as they were typed, for the commands that messages suggest; made from
+            `config` where None.
+    """
+
+    def __init__(
+        self, config: Config, progress: Progress | None = None, typed: str | None = None
+    ) -> None:
+        self.config = config
+        self.space = Workspace(config.folder)
+        self.progress = or_silent(progress)
+        self._typed = typed
+        self.notes: list[str] = []
+
+    @cached_property
+    def task(self) -> Task:
+        """The user's task."""
+        options = dict(self.config.task.options)
+        return tasks.load(self.config.task.spec, progress=self.progress, **options)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where models are evaluated."""
+        if self.config.run.device != "auto":
+            return torch.device(self.config.run.device)
+        found = (
+            torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        )
+        return found or torch.device("cpu")
+
+    @cached_property
+    def dense(self) -> nn.Module:
+        """The trained model as it was before any pruning."""
+        with own_chance(self.config.run.seed, self.device):
+            return self.task.model().to(self.device).eval()
+
+    @cached_property
+    def example(self) -> tuple[Any, ...]:
+        """The example inputs, on the device."""
+        moved: tuple[Any, ...] = tasks.to_device(self.task.example_inputs, self.device)
+        return moved
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The dense model, captured."""
+        log.info("tracing %s", self.task.name)
+        return trace(self.dense, self.example)
+
+    @cached_property
+    def groups(self) -> Groups:
+        """The groups of the dense model."""
+        return couple(self.graph, self.exclude)
+
+    @cached_property
+    def costs(self) -> Costs:
+        """What one sample of the dense model costs."""
+        return predict(self.groups, np.ones(self.groups.channels, dtype=bool))
+
+    @property
+    def exclude(self) -> tuple[Exclude, ...]:
+        """What the user excluded; a regular expression is written "re:..."."""
+        return tuple(
+            re.compile(entry[3:]) if entry.startswith("re:") else entry
+            for entry in self.config.prune.exclude
+        )
+
+    @cached_property
+    def weights(self) -> str:
+        """Fingerprint of the dense model's weights."""
+        return weights_digest(self.dense)
+
+    @cached_property
+    def data(self) -> Mapping[str, str]:
+        """Fingerprints of the data that choices are made on."""
+        return {split: data_digest(self.task, split) for split in ("train", "valid")}
+
+    def groups_of(self, model: nn.Module) -> Groups:
+        """Trace and couple a pruned model."""
+        return couple(trace(model, self.example), self.exclude)
+
+    def evaluate(self, model: nn.Module, split: Split) -> float:
+        """Judge a model."""
+        return tasks.evaluate(model, self.task, split, device=self.device, progress=self.progress)
+
+    def load(self, name: str) -> nn.Module:
+        """Load a pruned model of the run by the name of its folder."""
+        return load_pruned(self.space.folder / name, self.dense).eval()
+
+    def note(self, text: str) -> None:
+        """Warn, and keep the warning for the record."""
+        if text not in self.notes:
+            self.notes.append(text)
+            log.warning("%s", text)
+
+    def command(self, verb: str, **settings: object) -> str:
+        """Write a command that goes on with this run."""
+        typed = self._typed
+        if typed is None:
+            typed = shlex.join(
+                part for key, value in changed(self.config).items() for part in (f"--{key}", value)
+            )
+        extra = " ".join(f"--{key} {value}" for key, value in settings.items())
+        return " ".join(part for part in ("prunella", verb, typed, extra) if part)
+
+
+@contextlib.contextmanager
+def opened(
+    config: Config, progress: Progress | None = None, typed: str | None = None
+) -> Iterator[Context]:
+    """Hold the work folder, and the number of threads, for the length of a verb."""
+    context = Context(config, progress, typed)
+    with context.space.locked(), threads(config.run.threads):
+        yield context
+
+
+@contextlib.contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Set the number of CPU threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def own_chance(seed: int, device: torch.device) -> Iterator[None]:
+    """Let what happens inside draw from its own seed, and leave the caller's numbers alone."""
+    with own_randomness(device):
+        seed_all(seed)
+        yield
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Hash the names, types, shapes and bits of all parameters and buffers."""
+    hasher = hashlib.sha256()
+    for name, tensor in sorted(tensors(model).items()):
+        plain = tensor.detach().cpu().contiguous()
+        hasher.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
+        hasher.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()
+
+
+def data_digest(task: Task, split: Split, batches: int = FINGERPRINT_BATCHES) -> str:
+    """Hash the first batches of a split, and how many there are.
+
+    Data that differ from one pass to the next (an augmentation that no seed decides) have no
+    fingerprint: "not reproducible", which equals itself, so it never makes a result stale.
+    """
+
+    def first(asked: Split) -> Iterable[Any]:
+        loader = tasks.open_split(task, asked)
+        return Limited(lambda: Feed(loader, 0).epoch(1) if asked == "train" else loader, batches)
+
+    bounded = dataclasses.replace(task, data=first)
+    found = set()
+    for _ in range(2):
+        with own_chance(0, torch.device("cpu")):
+            found.add(tasks.fingerprint(bounded, split))
+    size = tasks.size_of(tasks.open_split(task, split))
+    return f"{size} batches, {found.pop()[:16]}" if len(found) == 1 else "not reproducible"
+
+
+class Limited:
+    """The first batches of a loader, as often as asked."""
+
+    def __init__(self, start: Callable[[], Iterable[Any]], batches: int) -> None:
+        self._start, self._batches = start, batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(iter(self._start()), self._batches)
+
+
+def share_of(task: Task, split: Split, share: float) -> Task:
+    """Give the same task with only a share of a split's batches, rounded up."""
+    if share == 1:
+        return task
+    loader = tasks.open_split(task, split)
+    size = tasks.size_of(loader)
+    if size is None:
+        size = sum(1 for _ in loader)
+    kept = math.ceil(share * size)
+    return dataclasses.replace(task, data=lambda asked: Limited(lambda: task.data(asked), kept))

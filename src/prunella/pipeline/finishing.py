@@ -1,0 +1,119 @@
+"""The end of a run: the final model with its certificate, its latency, and the one look at test."""
+
+import logging
+import time
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunella.costs import count_macs, count_params
+from prunella.costs.latency import compare, speedup
+from prunella.errors import CertificateError
+from prunella.pipeline.context import Context, data_digest, weights_digest
+from prunella.pipeline.slots import Slot
+from prunella.pipeline.stages import Made, kept_of, remembered
+from prunella.storing import save
+from prunella.structure import digest_of, tensors
+from prunella.transforming import plan_of, transform_and_prove
+from prunella.workspace import Entry
+
+log = logging.getLogger("prunella")
+
+
+def finish(context: Context, slot: Slot, tuned: Entry) -> Entry:
+    """Make the final model: one plan of the original model, proven, with the finetuned weights."""
+    inputs = {
+        "from": slot.name,
+        "weights": tuned.payload["model"],
+        "dense": context.weights,
+    }
+
+    def make() -> Made:
+        began = time.perf_counter()
+        healed = context.load(f"{slot.name}/finetuned")
+        plan = plan_of(healed)
+        assert plan is not None, "a model loaded from a run carries its plan"
+        final, proof = transform_and_prove(context.dense, plan, context.example, {})
+        _copy(healed, final)
+        context.space.replace_folder("final", lambda folder: save(final, folder))
+        read = context.load("final")
+        if weights_digest(read) != weights_digest(healed):
+            raise CertificateError(
+                "the saved model is not the finetuned one; it stays in "
+                f"`{context.space.folder / slot.name / 'finetuned'}`"
+            )
+        return {
+            "macs": count_macs(read, context.example),
+            "params": count_params(read),
+            "groups": kept_of(context.groups, plan),
+            "certificate": asdict(proof),
+            "model": weights_digest(read),
+            "seconds": time.perf_counter() - began,
+        }, ("final",)
+
+    return remembered(context, "final", inputs, make)
+
+
+def test(context: Context, final: Entry) -> Entry:
+    """Judge the dense and the final model on the test split; a record of it is never made twice."""
+    metric = context.task.metric
+    inputs = {
+        "model": final.payload["model"],
+        "dense": context.weights,
+        "data": data_digest(context.task, "test"),
+        "metric": metric.name,
+    }
+    before = context.space.read("test")
+    if before is not None and before.inputs.get("model") != inputs["model"]:
+        context.note(
+            "the test data were already used to judge an earlier model of this folder; a choice "
+            "made after seeing that figure makes this one too good"
+        )
+
+    def make() -> Made:
+        began = time.perf_counter()
+        log.info("testing the dense and the final model")
+        return {
+            "baseline": context.evaluate(context.dense, "test"),
+            "compressed": context.evaluate(context.load("final"), "test"),
+            "seconds": time.perf_counter() - began,
+        }, ()
+
+    return remembered(context, "test", inputs, make)
+
+
+def latency(context: Context, model: nn.Module | None) -> Entry:
+    """Measure the dense model and a pruned one side by side."""
+    models = {"baseline": context.dense}
+    if model is not None:
+        models["compressed"] = model
+    inputs = {
+        "structure": {name: digest_of(found) for name, found in models.items()},
+        "device": str(context.device),
+        "threads": torch.get_num_threads(),
+        "seconds": context.config.run.latency_seconds,
+    }
+
+    def make() -> Made:
+        found = compare(models, context.example, seconds=context.config.run.latency_seconds)
+        payload: dict[str, Any] = {
+            name: {key: getattr(each, key) for key in ("median_ms", "p10_ms", "p90_ms", "runs")}
+            for name, each in found.items()
+        }
+        if model is not None:
+            payload["text"] = str(speedup(found["baseline"], found["compressed"]))
+        return payload, ()
+
+    found = context.space.read("latency")
+    if found is not None and found.inputs != inputs:
+        context.space.forget("latency")  # other shapes are no surprise: nothing to explain
+    return remembered(context, "latency", inputs, make)
+
+
+@torch.no_grad()
+def _copy(source: nn.Module, target: nn.Module) -> None:
+    into = tensors(target)
+    for name, tensor in tensors(source).items():
+        into[name].copy_(tensor)

@@ -1,0 +1,214 @@
+"""Put a run's record together from what its work folder holds."""
+
+import platform
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any, Literal
+
+import torch
+
+from prunella.pipeline.context import Context
+from prunella.pipeline.judging import floor_of
+from prunella.pipeline.slots import Attempt, attempts
+from prunella.record import (
+    AttemptRecord,
+    CertificateRecord,
+    EpochRecord,
+    ExperimentRecord,
+    FrozenRecord,
+    GroupRecord,
+    LatencyRecord,
+    ModelRecord,
+    RoundRecord,
+    RunRecord,
+    SensitivityRecord,
+)
+from prunella.sensitivity import Sensitivity
+from prunella.workspace import Entry
+
+Outcome = Literal["done", "floor", "partial"]
+
+
+def assemble(context: Context, outcome: Outcome = "partial") -> RunRecord:
+    """Read the work folder into a `RunRecord`."""
+    space, task, config = context.space, context.task, context.config
+    read = {name: space.read(name) for name in ("baseline", "sensitivity", "test", "latency")}
+    tries = list(attempts(space))
+    current = _current(tries)
+    final = space.read("final")
+    if final is not None and (current is None or final.inputs["from"] != current.slot.name):
+        final = None
+    groups = _groups(final or (current.pruned if current else None), context)
+    base = read["baseline"]
+    return RunRecord(
+        task=task.name,
+        metric=task.metric.name,
+        higher_is_better=task.metric.higher_is_better,
+        outcome=outcome,
+        config=config.model_dump(mode="json"),
+        command=context.command("run"),
+        created="" if base is None else str(base.payload["created"]),
+        baseline=_dense(context, read),
+        compressed=_compressed(current, final, read),
+        floor=None if base is None else floor_of(context, base),
+        budget=_budget(context),
+        sensitivity=_sensitivity(read["sensitivity"]),
+        rounds=_rounds(tries),
+        groups=groups,
+        frozen=tuple(
+            FrozenRecord(group.name, group.channels, tuple(map(str, group.frozen)))
+            for group in context.groups.frozen
+        ),
+        certificate=_certificate(final or (current.pruned if current else None)),
+        latency_text="" if read["latency"] is None else read["latency"].payload.get("text", ""),
+        epochs=sum(int(a.tuned.payload["epochs"]) for a in tries if a.tuned is not None),
+        stages=_seconds(tries, {**read, "final": final}),
+        environment=environment(context),
+        notes=tuple(context.notes),
+    )
+
+
+def environment(context: Context) -> dict[str, str]:
+    """Say what the run ran on."""
+    return {
+        "prunella": version("prunella"),
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": str(context.device),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _current(tries: list[Attempt]) -> Attempt | None:
+    """Pick the attempt whose model is the run's: the one under way, else the last accepted."""
+    if tries and tries[-1].verdict is None:
+        return tries[-1]
+    accepted = [attempt for attempt in tries if attempt.accepted]
+    return accepted[-1] if accepted else None
+
+
+def _dense(context: Context, read: Mapping[str, Entry | None]) -> ModelRecord:
+    base, test, latency = read["baseline"], read["test"], read["latency"]
+    return ModelRecord(
+        macs=context.costs.macs,
+        params=context.costs.params,
+        valid=None if base is None else base.payload["valid"],
+        test=None if test is None else test.payload["baseline"],
+        latency=_latency(latency, "baseline"),
+    )
+
+
+def _compressed(
+    current: Attempt | None, final: Entry | None, read: Mapping[str, Entry | None]
+) -> ModelRecord | None:
+    if current is None:
+        return None
+    costs, test = (final or current.pruned).payload, read["test"]
+    tested = final is not None and test is not None
+    tested = tested and test.inputs["model"] == final.payload["model"]  # type: ignore[union-attr]
+    judged = current.tuned.payload["metric"] if current.tuned else costs.get("pruned_metric")
+    return ModelRecord(
+        macs=costs["macs"],
+        params=costs["params"],
+        valid=judged,
+        test=test.payload["compressed"] if tested and test is not None else None,
+        latency=_latency(read["latency"], "compressed"),
+    )
+
+
+def _latency(entry: Entry | None, which: str) -> LatencyRecord | None:
+    if entry is None or which not in entry.payload:
+        return None
+    return LatencyRecord(**entry.payload[which])
+
+
+def _groups(entry: Entry | None, context: Context) -> tuple[GroupRecord, ...]:
+    if entry is None:
+        return tuple(GroupRecord(g.name, g.channels, g.channels) for g in context.groups)
+    return tuple(GroupRecord(**group) for group in entry.payload["groups"])
+
+
+def _budget(context: Context) -> dict[str, float]:
+    budget = context.config.budget
+    if budget.macs is None and budget.params is None:
+        return {}
+    limits = budget.to_budget().resolve(context.costs)
+    return {name: limit / getattr(context.costs, name) for name, limit in limits.items()}
+
+
+def _sensitivity(entry: Entry | None) -> SensitivityRecord | None:
+    if entry is None:
+        return None
+    found = Sensitivity.from_json(str(entry.payload["sensitivity"]))
+    return SensitivityRecord(
+        metric=found.metric,
+        higher_is_better=found.higher_is_better,
+        baseline=found.baseline,
+        ratios=found.ratios,
+        curves=found.curves,
+        channels=found.channels,
+    )
+
+
+def _certificate(entry: Entry | None) -> CertificateRecord | None:
+    if entry is None:
+        return None
+    proof = entry.payload["certificate"]
+    return CertificateRecord(
+        error=proof["error"],
+        dtype=proof["dtype"],
+        text=(
+            f"the pruned model equals the masked one to {proof['error']:.1e} (relative, "
+            f"{proof['dtype']}, {proof['runs']} comparisons, allowed {proof['tolerance']:.0e})"
+        ),
+    )
+
+
+def _rounds(tries: list[Attempt]) -> tuple[RoundRecord, ...]:
+    numbers = sorted({attempt.slot.round for attempt in tries})
+    return tuple(
+        RoundRecord(number, tuple(_attempt(a) for a in tries if a.slot.round == number))
+        for number in numbers
+    )
+
+
+def _attempt(attempt: Attempt) -> AttemptRecord:
+    pruned = attempt.pruned.payload
+    tuned: Mapping[str, Any] = attempt.tuned.payload if attempt.tuned else {}
+    verdict: Mapping[str, Any] = attempt.verdict.payload if attempt.verdict else {}
+    seconds = {"prune": pruned["seconds"]}
+    if tuned:
+        seconds["finetune"] = tuned["seconds"]
+    return AttemptRecord(
+        number=attempt.slot.attempt,
+        target=pruned["target"],
+        macs=pruned["macs"],
+        params=pruned["params"],
+        groups=tuple(GroupRecord(**group) for group in pruned["groups"]),
+        pruned_metric=pruned["pruned_metric"],
+        metric=tuned.get("metric"),
+        experiments=tuple(_experiment(found) for found in tuned.get("experiments", ())),
+        accepted=attempt.accepted,
+        reason=verdict.get("reason", ""),
+        seconds=seconds,
+    )
+
+
+def _experiment(data: Mapping[str, Any]) -> ExperimentRecord:
+    epochs = tuple(EpochRecord(**epoch) for epoch in data["epochs"])
+    return ExperimentRecord(**{**data, "epochs": epochs})
+
+
+def _seconds(tries: list[Attempt], read: Mapping[str, Entry | None]) -> dict[str, float]:
+    names = {"baseline": "baseline", "sensitivity": "analyze", "final": "transform", "test": "test"}
+    seconds = {
+        stage: float(entry.payload["seconds"])
+        for name, stage in names.items()
+        if (entry := read.get(name)) is not None
+    }
+    if tries:
+        seconds["prune"] = sum(float(a.pruned.payload["seconds"]) for a in tries)
+        seconds["finetune"] = sum(float(a.tuned.payload["seconds"]) for a in tries if a.tuned)
+    return seconds

@@ -1,0 +1,268 @@
+"""The stages of a run, each a record of the work folder: reused while nothing changed."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from prunella import sensitivity as analysis
+from prunella.allocating import allocate
+from prunella.masking import mask
+from prunella.pipeline.context import Context, share_of, weights_digest
+from prunella.pipeline.slots import Slot, forget_after
+from prunella.plan import Budget, Groups, Plan
+from prunella.progress import Progress
+from prunella.scoring import score
+from prunella.sensitivity import Sensitivity
+from prunella.storing import save
+from prunella.tasks import evaluate
+from prunella.transforming import plan_of, transform, transform_and_prove
+from prunella.workspace import Entry, digest
+
+Made = tuple[Mapping[str, Any], tuple[str, ...]]
+
+log = logging.getLogger("prunella")
+
+
+@dataclass(frozen=True)
+class Start:
+    """The model a round begins with: "dense", or the folder of a finetuned one."""
+
+    name: str
+    digest: str
+    model: nn.Module
+
+
+def remembered(
+    context: Context, name: str, inputs: Mapping[str, Any], make: Callable[[], Made]
+) -> Entry:
+    """Reuse a record, or make it, and say which and why."""
+    found = context.space.find(name, inputs)
+    if found.entry is not None:
+        log.info("%s", found.reason)
+        return found.entry
+    if found.reason:
+        log.warning("%s", found.reason)
+    context.space.forget(name)
+    payload, files = make()
+    context.space.write(name, inputs, payload, files)
+    return Entry(inputs, payload)
+
+
+def baseline(context: Context) -> Entry:
+    """Judge the dense model on the valid split, and take the fingerprints of model and data."""
+    metric = context.task.metric
+    inputs = {
+        "task": {"spec": context.config.task.spec, "options": dict(context.config.task.options)},
+        "metric": f"{metric.name}, {'higher' if metric.higher_is_better else 'lower'} is better",
+        "weights": context.weights,
+        "structure": context.graph.digest,
+        "data": dict(context.data),
+    }
+    before = context.space.read("baseline")
+    if before is not None and before.inputs.get("weights") == context.weights:
+        old = before.inputs.get("data")
+        if old != inputs["data"]:
+            context.note(
+                "the data changed since the baseline was recorded: what was measured on them is "
+                "measured again, and figures from before do not compare"
+            )
+
+    def make() -> Made:
+        began = time.perf_counter()
+        value = context.evaluate(context.dense, "valid")
+        return {
+            "valid": value,
+            "macs": context.costs.macs,
+            "params": context.costs.params,
+            "created": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+            "seconds": time.perf_counter() - began,
+        }, ()
+
+    return remembered(context, "baseline", inputs, make)
+
+
+def sensitivity(context: Context) -> Entry:
+    """Measure what every group is worth; its payload holds the `Sensitivity`."""
+    settings = context.config.analyze
+    task = share_of(context.task, settings.split, settings.share)
+    metric = task.metric
+    inputs = {
+        "weights": context.weights,
+        "structure": context.graph.digest,
+        "metric": f"{metric.name}, {'higher' if metric.higher_is_better else 'lower'} is better",
+        "data": context.data[settings.split],
+        "settings": {
+            **settings.model_dump(mode="json", exclude={"allow_small_share"}),
+            "criterion": context.config.prune.criterion,
+            "exclude": list(context.config.prune.exclude),
+        },
+    }
+
+    def make() -> Made:
+        began = time.perf_counter()
+        scores = score(context.dense, context.groups, context.config.prune.criterion)
+        log.info("analyzing %d groups at %d ratios", len(context.groups), len(settings.ratios))
+        with _counted(context.progress, "analyze") as progress:
+            found = analysis.analyze(
+                context.dense,
+                context.groups,
+                scores,
+                lambda model: evaluate(
+                    model, task, settings.split, device=context.device, precision=settings.precision
+                ),
+                metric=metric.name,
+                higher_is_better=metric.higher_is_better,
+                ratios=settings.ratios,
+                record=context.space.path("analysis.journal"),
+                data=f"{inputs['data']}, {settings.split}, {settings.share=}, {settings.precision}",
+                progress=progress,
+            )
+        return {"sensitivity": found.to_json(), "seconds": time.perf_counter() - began}, ()
+
+    return remembered(context, "sensitivity", inputs, make)
+
+
+@contextlib.contextmanager
+def _counted(progress: Progress, label: str) -> Iterator[Callable[[int, int], None]]:
+    """Show the progress of something that says how much there is only once it is under way."""
+    with contextlib.ExitStack() as stack:
+        seen: list[Callable[[int], None]] = []
+
+        def report(done: int, total: int) -> None:
+            if not seen:
+                seen.append(stack.enter_context(progress(label, total)))
+            seen[0](1)
+
+        yield report
+
+
+def dense_start(context: Context) -> Start:
+    """Begin with the dense model."""
+    return Start("dense", context.weights, context.dense)
+
+
+def tuned_start(context: Context, slot: Slot, tuned: Entry) -> Start:
+    """Begin with the model an attempt ended with."""
+    return Start(slot.name, str(tuned.payload["model"]), context.load(f"{slot.name}/finetuned"))
+
+
+def reachable(context: Context, budget: Budget) -> dict[str, float]:
+    """Give the budget as shares of the dense model.
+
+    Raises:
+        BudgetError: No plan fits; said before anything is trained.
+        NothingToPruneError: The budget is met by the dense model.
+    """
+    scores = score(context.dense, context.groups, context.config.prune.criterion)
+    allocate(context.groups, scores, budget)
+    dense = {"macs": context.costs.macs, "params": context.costs.params}
+    return {name: limit / dense[name] for name, limit in budget.resolve(context.costs).items()}
+
+
+def cut(
+    context: Context, slot: Slot, start: Start, target: Mapping[str, float], analyzed: Entry
+) -> Entry:
+    """Prune the model of `start` to `target`, shares of the dense model; certified."""
+    text = str(analyzed.payload["sensitivity"])
+    inputs = {
+        "start": {"name": start.name, "weights": start.digest},
+        "structure": context.graph.digest,
+        "target": dict(target),
+        "sensitivity": digest(text),
+        "settings": {
+            "criterion": context.config.prune.criterion,
+            "exclude": list(context.config.prune.exclude),
+        },
+    }
+
+    def make() -> Made:
+        began = time.perf_counter()
+        forget_after(context.space, slot)
+        context.space.clear(slot.name)
+        first = start.name == "dense"
+        groups = context.groups if first else context.groups_of(start.model)
+        scores = score(start.model, groups, context.config.prune.criterion)
+        limits = {name: _limit(context, name, share) for name, share in target.items()}
+        damage = _damage(context, Sensitivity.from_json(text), groups)
+        plan = allocate(groups, scores, Budget(**limits), damage)
+        pruned, proof = transform_and_prove(start.model, plan, context.example, {})
+        whole = plan_of(pruned)
+        assert whole is not None, "a transformed model carries its plan"
+        value = context.evaluate(pruned, "valid")
+        context.space.replace_folder(f"{slot.name}/pruned", lambda folder: save(pruned, folder))
+        step = f"{slot.name}/step.json"
+        context.space.write_text(step, plan.to_json())
+        return {
+            "target": dict(target),
+            "macs": whole.after.macs,
+            "params": whole.after.params,
+            "groups": kept_of(context.groups, whole),
+            "pruned_metric": value,
+            "certificate": asdict(proof),
+            "model": weights_digest(pruned),
+            "seconds": time.perf_counter() - began,
+        }, (f"{slot.name}/pruned", step)
+
+    log.info("%s: pruning to %s", slot, shares(target))
+    return remembered(context, slot.record("prune"), inputs, make)
+
+
+def kept_of(groups: Groups, plan: Plan) -> list[dict[str, Any]]:
+    """List, for every group of the dense model, its channels and how many a plan keeps."""
+    return [
+        {
+            "name": group.name,
+            "channels": group.channels,
+            "kept": len(plan.channels.get(group.name, range(group.channels))),
+        }
+        for group in groups
+    ]
+
+
+def to_train(context: Context, slot: Slot, start: Start) -> tuple[nn.Module, Plan | None]:
+    """Give the model to finetune, and the plan to hold it to where that is masked training."""
+    if not context.config.finetune.masked:
+        return context.load(f"{slot.name}/pruned"), None
+    plan = Plan.from_json((context.space.folder / slot.name / "step.json").read_text())
+    return mask(start.model, plan), plan
+
+
+def trained(model: nn.Module, plan: Plan | None) -> nn.Module:
+    """Cut what was trained masked; what was trained pruned is as it shall be."""
+    return model if plan is None else transform(model, plan, certify=False)
+
+
+def shares(target: Mapping[str, float]) -> str:
+    """Write a target for people: `50.0% of the MACs, 40.0% of the params`."""
+    names = {"macs": "MACs", "params": "parameters"}
+    return ", ".join(f"{share:.1%} of the {names[name]}" for name, share in target.items())
+
+
+def _limit(context: Context, name: str, share: float) -> int:
+    dense: int = getattr(context.costs, name)
+    # A bound of one would be read as a share.
+    return max(int(share * dense + 1e-6), 2)
+
+
+def _damage(context: Context, curves: Sensitivity, groups: Groups) -> Callable[[str, int], float]:
+    """Predict damage; a group that only the pruned model has counts as the most fragile known."""
+
+    def damage(name: str, kept: int) -> float:
+        if name in curves.curves:
+            return curves.damage(name, kept)
+        share = kept / groups[name].channels
+        known = ((other, int(share * size)) for other, size in curves.channels.items())
+        return max((curves.damage(other, left) for other, left in known), default=0.0)
+
+    strange = [group.name for group in groups if group.name not in curves.curves]
+    if strange:
+        context.note(
+            f"the sensitivity was measured on the dense model, where {', '.join(strange[:3])} is "
+            "no group of its own; it is treated as the most fragile one"
+        )
+    return damage

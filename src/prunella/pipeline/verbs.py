@@ -1,0 +1,207 @@
+"""The tasks of the command line as functions: each does its part and records it."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from prunella import report as reporting
+from prunella.config import Config
+from prunella.errors import ConfigError, WorkspaceError
+from prunella.pipeline.context import Context, opened
+from prunella.pipeline.finishing import finish, latency, test
+from prunella.pipeline.healing import heal
+from prunella.pipeline.judging import check_floor, judge
+from prunella.pipeline.recording import Outcome, assemble
+from prunella.pipeline.rounds import loop
+from prunella.pipeline.slots import Attempt, Slot, after, attempts
+from prunella.pipeline.stages import (
+    Start,
+    baseline,
+    cut,
+    dense_start,
+    reachable,
+    sensitivity,
+    tuned_start,
+)
+from prunella.progress import Progress
+from prunella.record import RunRecord
+from prunella.workspace import Entry, Workspace
+
+RECORD = "run"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a verb leaves: the record of the run so far, and what to do next.
+
+    Attributes:
+        record: Everything known of the run.
+        folder: The work folder; `prunella.load(folder / "final", fresh_model)` after `transform`.
+        text: What happened, in a sentence.
+        next: The command to go on with, "" at the end.
+    """
+
+    record: RunRecord
+    folder: Path
+    text: str
+    next: str
+
+
+def analyze(
+    config: Config, progress: Progress | None = None, *, typed: str | None = None
+) -> Result:
+    """Measure the sensitivity of every group of the dense model.
+
+    Args:
+        config: The settings.
+        progress: See `prunella.progress`.
+        typed: The settings as typed, for the commands that messages suggest.
+    """
+    with opened(config, progress, typed) as context:
+        baseline(context)
+        sensitivity(context)
+        latency(context, None)
+        text = f"the sensitivity of {len(context.groups)} groups is measured"
+        return _recorded(context, text, context.command("prune"))
+
+
+def prune(config: Config, progress: Progress | None = None, *, typed: str | None = None) -> Result:
+    """Prune the dense model, or the one finetuned last, to the budget: one round, by hand."""
+    with opened(config, progress, typed) as context:
+        first = baseline(context)
+        check_floor(context, first)
+        target = reachable(context, config.to_budget())
+        analyzed = sensitivity(context)
+        tries = list(attempts(context.space))
+        slot = _place(tries)
+        if tries and tries[-1].verdict is not None and tries[-1].pruned.payload["target"] == target:
+            if not tries[-1].accepted:
+                raise ConfigError(
+                    f"this budget was tried in {tries[-1].slot}: "
+                    f"{tries[-1].verdict.payload['reason']}. Give a larger `--budget`, more epochs "
+                    "or a lower floor"
+                )
+            slot = tries[-1].slot
+        start = _start(context, tries, slot)
+        cut(context, slot, start, target, analyzed)
+        latency(context, context.load(f"{slot.name}/pruned"))
+        return _recorded(context, f"{slot} is pruned", context.command("finetune"))
+
+
+def finetune(
+    config: Config, progress: Progress | None = None, *, typed: str | None = None
+) -> Result:
+    """Finetune what was pruned last, judge it, and say whether it is good enough to go on."""
+    with opened(config, progress, typed) as context:
+        first = baseline(context)
+        tries = list(attempts(context.space))
+        if not tries:
+            raise WorkspaceError(
+                f"nothing is pruned yet in `{config.folder}`. Run "
+                f"`{context.command('prune')}` first"
+            )
+        slot = tries[-1].slot
+        start = _start(context, tries, slot)
+        tuned = heal(context, slot, start, tries[-1].pruned, first, last=True)
+        verdict = judge(context, slot, tuned, first).payload
+        latency(context, context.load(f"{slot.name}/finetuned"))
+        if verdict["accepted"]:
+            next_ = context.command("transform")
+            text = f"{slot}: {verdict['reason']}. Prune further with a smaller budget, or transform"
+        else:
+            next_ = context.command("prune")
+            text = f"{slot}: {verdict['reason']}. Prune this round again with a larger budget"
+        return _recorded(context, text, next_)
+
+
+def transform(
+    config: Config, progress: Progress | None = None, *, typed: str | None = None
+) -> Result:
+    """Make the final model of the last accepted round, prove it, and test it."""
+    with opened(config, progress, typed) as context:
+        baseline(context)
+        accepted = [attempt for attempt in attempts(context.space) if attempt.accepted]
+        if not accepted:
+            raise WorkspaceError(
+                f"no finetuned round in `{config.folder}` meets the floor, so there is nothing to "
+                f"transform. Run `{context.command('prune')}` and "
+                f"`{context.command('finetune')}` first"
+            )
+        best = accepted[-1]
+        assert best.tuned is not None, "an accepted attempt is finetuned"
+        _end(context, best.slot, best.tuned)
+        return _recorded(context, _where(context), context.command("report"), "done")
+
+
+def run(config: Config, progress: Progress | None = None, *, typed: str | None = None) -> Result:
+    """Do it all: analyze, prune and finetune until the budget, transform, test, report."""
+    with opened(config, progress, typed) as context:
+        budget = reachable(context, config.to_budget())
+        first = baseline(context)
+        check_floor(context, first)
+        analyzed = sensitivity(context)
+        best, met = loop(context, first, analyzed, budget)
+        if best is None:
+            context.note("no round met the floor, so the model stays as it is")
+            return _recorded(context, context.notes[-1], "", "floor")
+        if not met:
+            context.note(
+                f"the budget was not met: the last model that met the floor is that of {best[0]}. "
+                "More epochs, more rounds or a lower floor may go further"
+            )
+        _end(context, *best)
+        outcome: Outcome = "done" if met else "floor"
+        result = _recorded(context, _where(context), "", outcome)
+        page = reporting.write(config.folder, result.record)
+        return replace(result, text=f"{result.text}; the report is `{page}`")
+
+
+def stat(config: Config, progress: Progress | None = None, *, typed: str | None = None) -> Result:
+    """Count what the model costs, dense and as far as it is pruned, and list its groups."""
+    context = Context(config, progress, typed)
+    record = assemble(context)
+    return Result(record, config.folder, "", context.command("analyze"))
+
+
+def report(config: Config) -> Path:
+    """Write the report of a run from its record.
+
+    Raises:
+        WorkspaceError: Nothing was run yet in this folder.
+    """
+    entry = Workspace(config.folder).read(RECORD)
+    if entry is None:
+        raise WorkspaceError(
+            f"there is no run to report on in `{config.folder}`. Start one with `prunella run`"
+        )
+    return reporting.write(config.folder, RunRecord.from_data(entry.payload))
+
+
+def _place(tries: list[Attempt]) -> Slot:
+    """Say where the next prune by hand goes: a new attempt, or again what is not finetuned yet."""
+    if not tries:
+        return Slot(1, 1)
+    return tries[-1].slot if tries[-1].verdict is None else after(tries[-1])
+
+
+def _start(context: Context, tries: list[Attempt], slot: Slot) -> Start:
+    """Give the model that the attempt in `slot` starts from."""
+    before = [attempt for attempt in tries if attempt.accepted and attempt.slot < slot]
+    if not before or before[-1].tuned is None:
+        return dense_start(context)
+    return tuned_start(context, before[-1].slot, before[-1].tuned)
+
+
+def _end(context: Context, slot: Slot, tuned: Entry) -> None:
+    final = finish(context, slot, tuned)
+    latency(context, context.load("final"))
+    test(context, final)
+
+
+def _where(context: Context) -> str:
+    return f"the final model is in `{context.space.folder / 'final'}`"
+
+
+def _recorded(context: Context, text: str, next_: str, outcome: Outcome = "partial") -> Result:
+    record = assemble(context, outcome)
+    context.space.write(RECORD, {}, record.to_data())
+    return Result(record, context.space.folder, text, next_)
