@@ -8,8 +8,10 @@ WORK ?= demo
 
 .PHONY: demo test check bench docs clean
 
-demo: $(VENV)/.demo  ## the whole loop on handwritten digits; WORK=folder to keep it elsewhere
-	$(BIN)/prunella run --task.name digits --work $(WORK)
+# The whole loop on handwritten digits; WORK=folder puts it elsewhere.
+demo: $(VENV)/.demo
+	$(BIN)/prunella run --task.spec digits --budget.macs 0.5 --finetune.max_drop 0.01 \
+		--run.folder $(WORK)
 
 test: $(VENV)/.test
 	$(ONE_THREAD) $(BIN)/python -m pytest -n auto

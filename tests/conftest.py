@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+# Set by torch itself on first use.
+TORCHS_OWN = {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
+
 # Progress bars and colours would differ between a terminal and CI.
 os.environ.setdefault("NO_COLOR", "1")
 
@@ -38,7 +41,7 @@ def nothing_leaks() -> Iterator[None]:
         name
         for name in variables.keys() | os.environ.keys()
         if variables.get(name) != os.environ.get(name)
-    } - {"PYTEST_CURRENT_TEST"}
+    } - {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}  # torch.export sets the latter
     assert not changed, f"the test left environment variables changed: {sorted(changed)}"
     left = {thread for thread in threading.enumerate() if not thread.daemon} - threads
     assert not left, f"the test left threads running: {sorted(map(str, left))}"

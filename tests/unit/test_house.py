@@ -1,0 +1,150 @@
+"""Rules of the house that no linter knows."""
+
+import ast
+import inspect
+import json
+import re
+import subprocess
+import sys
+import types
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import prunella
+from prunella import errors
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = sorted((ROOT / "src" / "prunella").rglob("*.py"))
+EXPORTED = {name: getattr(prunella, name) for name in prunella.__all__}
+ERRORS = [cls for _, cls in inspect.getmembers(errors, inspect.isclass)]
+
+
+def relative(path):
+    return str(path.relative_to(ROOT))
+
+
+def calls(path):
+    """Yield (dotted name, keyword arguments by name) of every call in a file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            yield ast.unparse(node.func), given
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_public_names_are_exactly_those_listed():
+    public = {
+        name
+        for name, value in vars(prunella).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+    assert public == set(prunella.__all__)
+    assert len(prunella.__all__) == len(set(prunella.__all__))
+
+
+def test_public_names_are_sorted():
+    # Constants, then classes, then functions, as the formatter has them.
+    def key(name):
+        return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
+
+    assert list(prunella.__all__) == sorted(prunella.__all__, key=key)
+
+
+@pytest.mark.parametrize("name", [name for name in EXPORTED if callable(EXPORTED[name])])
+def test_every_exported_name_is_explained(name):
+    text = inspect.getdoc(EXPORTED[name]) or ""
+    assert len(text.split()) >= 4, f"`prunella.{name}` has no docstring to speak of"
+
+
+def test_the_version_stands_in_one_place():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", metadata.version("prunella"))
+    assert not hasattr(prunella, "__version__"), "ask importlib.metadata, which cannot drift"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_only_the_command_line_prints(path):
+    if "cli" in path.relative_to(ROOT / "src" / "prunella").parts[0]:
+        return
+    assert "print" not in {name for name, _ in calls(path)}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_no_pickle_is_written_or_read(path):
+    banned = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+    assert not {name.split(".")[0] for name in imported(path)} & banned
+    for name, given in calls(path):
+        assert name != "torch.save"
+        if name == "torch.load":
+            assert given.get("weights_only") == "True"
+        if name in ("np.load", "numpy.load"):
+            assert given.get("allow_pickle", "False") == "False"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_no_file_is_called_utils(path):
+    assert not re.search(r"util|helper|common|misc", path.stem)
+
+
+def test_importing_is_light():
+    code = (
+        "import prunella, torch, sys, json; "
+        "print(json.dumps([torch.cuda.is_initialized(), sorted(sys.modules)]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    cuda, modules = json.loads(done.stdout)
+    assert not cuda
+    heavy = {"torchvision", "timm", "transformers", "accelerate", "optuna", "plotly", "typer"}
+    assert not heavy & set(modules), "import these where they are used"
+    assert done.stderr == ""
+
+
+def test_every_error_is_in_the_tree():
+    tree = (errors.__doc__ or "").splitlines()
+    for cls in ERRORS:
+        line = next((line for line in tree if re.search(rf"\b{cls.__name__}\b", line)), None)
+        assert line is not None, f"{cls.__name__} is missing from the tree in errors.py"
+        assert issubclass(cls, errors.PrunellaError)
+        assert ("also ValueError" in line) == issubclass(cls, ValueError)
+        assert cls.__doc__
+
+
+def test_no_bare_exceptions_are_raised():
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                assert ast.unparse(node.exc.func) not in ("Exception", "RuntimeError"), path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/guides/resnet.md"])
+def test_code_on_the_first_pages_runs(page, tmp_path, monkeypatch):
+    blocks = re.findall(
+        r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL
+    )
+    assert blocks
+    monkeypatch.chdir(tmp_path)
+    # One namespace: a page is read from top to bottom.
+    names = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_contributing_stays_short():
+    assert len((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()) < 60
