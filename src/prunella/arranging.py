@@ -10,10 +10,10 @@ from collections import defaultdict
 
 import numpy as np
 
-from prunella.counting import AtomKey, atoms_of
+from prunella.counting import AtomKey, atoms_of, clusters
 from prunella.coupling import close, propagate
 from prunella.errors import CouplingError
-from prunella.labels import Labels, Shape
+from prunella.labels import Labels, varying
 from prunella.plan import Axis, Groups
 
 
@@ -24,10 +24,12 @@ def arrange(groups: Groups, mask: np.ndarray) -> dict[Axis, np.ndarray]:
         groups: The groups of a network.
         mask: For every channel number, whether it is kept.
     """
-    labels, components = _propagate_pruned(groups, mask)
+    moving = _moving(groups)
+    now = mask | ~moving  # the others keep their order: cut them afterwards
+    labels, components = _propagate_pruned(groups, now)
     channel = np.full(components.max(initial=-1) + 1, -1)
     kept_by_atom = {
-        atom.key: [int(n) for n in atom.channels if mask[n]] for atom in atoms_of(groups)
+        atom.key: [int(n) for n in atom.channels if now[n]] for atom in atoms_of(groups)
     }
     for key, found in _atoms_of(groups, labels, components).items():
         kept = kept_by_atom.get(key, [])
@@ -37,10 +39,26 @@ def arrange(groups: Groups, mask: np.ndarray) -> dict[Axis, np.ndarray]:
                 f"{len(found)} where the plan keeps {len(kept)}; exclude its modules"
             )
         channel[found] = kept
-    return {
-        axis: _gather(number, mask, channel[components[labels.axes[axis].numpy()]])
-        for axis, number in groups.axes.items()
-    }
+    positions = {}
+    for axis, number in groups.axes.items():
+        wanted = channel[components[labels.axes[axis].numpy()]]
+        rows = [
+            row[mask[n[row]]]
+            for n, c in zip(np.atleast_2d(number), np.atleast_2d(wanted), strict=True)
+            for row in (_gather(n, now, c),)
+        ]
+        positions[axis] = np.stack(rows) if number.ndim == 2 else rows[0]
+    return positions
+
+
+def _moving(groups: Groups) -> np.ndarray:
+    """Say for every channel number whether a movement operator cuts its cluster apart."""
+    moving = np.zeros(groups.channels, dtype=bool)
+    for cluster in clusters(groups):
+        if cluster.moved:
+            for atom in cluster.atoms:
+                moving[atom.channels] = True
+    return moving
 
 
 def settle(groups: Groups, mask: np.ndarray) -> dict[AtomKey, int]:
@@ -58,11 +76,17 @@ def _propagate_pruned(groups: Groups, mask: np.ndarray) -> tuple[Labels, np.ndar
     graph = groups.graph
     before = propagate(graph, {name: value.shape for name, value in graph.values.items()})
     number = _numbers(groups, before)
-    kept = np.append(mask, True)[number]  # by label; number -1 is what never changes
-    shapes = {
-        name: pruned_shape(value.shape, [kept[a.numpy()] for a in before.layers.get(name, ())])
-        for name, value in graph.values.items()
-    }
+    rows = {np.sort(row).tobytes() for block in groups.blocks for row in block.rows}
+    kept = np.append(mask, True)  # number -1 is what never changes
+    shapes = {}
+    for name, value in graph.values.items():
+        sizes = list(value.shape)
+        for layer in before.layers.get(name, ()):
+            dims = varying(layer)
+            found = number[layer.reshape([layer.shape[d] for d in dims]).numpy()]
+            for d, size in zip(dims, _extents(found, kept, rows), strict=True):
+                sizes[d] = size
+        shapes[name] = tuple(sizes)
     after = propagate(graph, shapes)
     if len(after.rows) != len(before.rows):
         raise CouplingError("a dimension that is cut and moved would keep a single channel")
@@ -71,8 +95,6 @@ def _propagate_pruned(groups: Groups, mask: np.ndarray) -> tuple[Labels, np.ndar
 
 def _gather(number: np.ndarray, mask: np.ndarray, channels: np.ndarray) -> np.ndarray:
     """Return where an axis has the channels the pruned network wants on it; frozen ones stay."""
-    if number.ndim == 2:
-        return np.stack([_gather(n, mask, c) for n, c in zip(number, channels, strict=True)])
     waiting: dict[int, list[int]] = defaultdict(list)
     for position in np.flatnonzero(mask[number]).tolist():
         waiting[int(number[position])].append(position)
@@ -89,28 +111,23 @@ def _numbers(groups: Groups, labels: Labels) -> np.ndarray:
     return of_component[components]
 
 
-def pruned_shape(shape: Shape, masks: list[np.ndarray]) -> Shape:
-    """Return the shape a tensor has when only what `masks` (one a layer) allow is kept."""
-    sizes = list(shape)
-    for mask in masks:
-        dims = [d for d, n in enumerate(mask.shape) if n > 1]
-        for d, size in zip(dims, _extents(mask.reshape([mask.shape[d] for d in dims])), strict=True):
-            sizes[d] = size
-    return tuple(sizes)
+def _extents(number: np.ndarray, kept: np.ndarray, rows: set[bytes]) -> list[int]:
+    """Return the extents of what is kept of a layer, which may be ragged along one dimension.
 
-
-def _extents(mask: np.ndarray) -> list[int]:
-    """Return the extents of what is kept of an array, ragged along one dimension at the most."""
+    Along a ragged dimension every slice is a row that keeps equally many: which dimension it is
+    cannot be told from the mask alone (2 x 2 kept out of 4 x 2 may look like 4 x 1), so it is
+    looked up among the rows.
+    """
+    mask = kept[number]
+    for d in reversed(range(number.ndim) if number.ndim > 1 else ()):
+        lines = np.moveaxis(number, d, -1).reshape(-1, number.shape[d])
+        if all(np.sort(line).tobytes() in rows for line in lines):
+            count = int(mask[tuple(0 if i != d else slice(None) for i in range(mask.ndim))].sum())
+            return [count if i == d else n for i, n in enumerate(mask.shape)]
     spans = [int(mask.any(axis=tuple(set(range(mask.ndim)) - {d})).sum()) for d in range(mask.ndim)]
-    if np.prod(spans) == mask.sum():
-        return spans
-    # Rows that keep equally many are never emptied, so it is the other dimension that is ragged.
-    for d in reversed(range(mask.ndim)):
-        rest = [n for i, n in enumerate(mask.shape) if i != d]
-        counts = np.unique(mask.sum(d))
-        if len(counts) == 1 and counts[0] > 0:
-            return [*rest[:d], int(counts[0]), *rest[d:]]
-    raise CouplingError("rows of channels that must keep equally many do not")
+    if np.prod(spans) != mask.sum():
+        raise CouplingError("rows of channels that must keep equally many do not")
+    return spans
 
 
 def _atoms_of(

@@ -1,8 +1,7 @@
 """The certificate: the pruned model computes what the masked model computes."""
 
 import copy
-import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from prunella.errors import CertificateError
 from prunella.examples import make
 from prunella.modes import evaluating
+from prunella.outputs import tensors_in
 from prunella.plan import Plan
 from prunella.slicing import take, zero_removed
 from prunella.structure import tensors
@@ -136,21 +136,6 @@ def _difference(a: Tensor, b: Tensor) -> float:
     scale = a[a.isfinite()].abs().max().item() if bool(a.isfinite().any()) else 0.0
     gap = torch.where(same, 0.0, a - b).abs().nan_to_num(nan=float("inf")).max().item()
     return gap / max(scale, 1e-12)
-
-
-def tensors_in(output: Any) -> Iterator[Tensor]:
-    """Yield the tensors of an output: of a tensor, tuple, list, dict or dataclass, nested."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from tensors_in(value)
-    elif isinstance(output, tuple | list):
-        for value in output:
-            yield from tensors_in(value)
-    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
-        for field in dataclasses.fields(output):
-            yield from tensors_in(getattr(output, field.name))
 
 
 def _cast(inputs: Any, dtype: torch.dtype) -> Any:

@@ -169,6 +169,12 @@ def _axis_rows(groups: Groups, found: tuple[Group, ...], atoms: list[Atom]) -> l
                 continue  # channels outside the cluster are on it too
             counts[inside] = 1
             rows[counts.tobytes()] = counts
+    for block in groups.blocks:
+        for row in block.rows:
+            inside = [owner[n] for n in row.tolist() if n in owner]
+            if block.moved and len(inside) == len(row):
+                counts = np.bincount(inside, minlength=len(atoms)).clip(max=1)
+                rows[counts.tobytes()] = counts
     return list(rows.values())
 
 

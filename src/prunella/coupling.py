@@ -144,16 +144,16 @@ def _assemble(labels: Labels, components: np.ndarray) -> Groups:
         frozen=tuple(sorted_out[True]),
         blocks=tuple(_blocks(labels, number[components])),
         terms=tuple(
-            MacTerm(p.node, p.module, *_product(p.factor, [number[components[d]] for d in p.dims]))
+            MacTerm(p.node, p.module, *_product(p.factor, [number[components[d.numpy()]] for d in p.dims]))
             for p in labels.products
         ),
         followers=tuple(
-            Follower(f.module, f.attribute, number[components[f.heads]]) for f in labels.followed
+            Follower(f.module, f.attribute, number[components[f.heads.numpy()]]) for f in labels.followed
         ),
         axes={
-            axis: number[components[found]]
+            axis: number[components[found.numpy()]]
             for axis, found in labels.axes.items()
-            if (number[components[found]] >= 0).all()
+            if (number[components[found.numpy()]] >= 0).all()
         },
     )
 
@@ -165,13 +165,13 @@ def _fills_an_axis(labels: Labels, units: _Units, component: int) -> bool:
 
 
 def _components(found: Sequence[torch.Tensor], components: np.ndarray) -> set[int]:
-    return set(np.unique(components[torch.cat(list(found))]).tolist()) if found else set()
+    return set(np.unique(components[torch.cat(list(found)).numpy()]).tolist()) if found else set()
 
 
 def _reasons(labels: Labels, components: np.ndarray) -> dict[int, dict[Frozen, None]]:
     reasons: dict[int, dict[Frozen, None]] = defaultdict(dict)
     for found, frozen in labels.frozen:
-        for component in np.unique(components[found]).tolist():
+        for component in np.unique(components[found.numpy()]).tolist():
             if len(reasons[component]) < _REASONS:
                 reasons[component][frozen] = None
     return reasons
@@ -179,7 +179,7 @@ def _reasons(labels: Labels, components: np.ndarray) -> dict[int, dict[Frozen, N
 
 def _collect(labels: Labels, components: np.ndarray, structural: set[int]) -> _Units:
     axes = tuple(labels.axes)
-    owners = [components[labels.axes[axis].reshape(-1)] for axis in axes]
+    owners = [components[labels.axes[axis].reshape(-1).numpy()] for axis in axes]
     if not owners:
         return _Units(axes, {})
     owner = np.concatenate(owners)
@@ -204,7 +204,7 @@ def _freeze_bound_rows(
     while changed:
         changed = False
         for rows in labels.rows:
-            found = components[rows.labels]
+            found = components[rows.labels.numpy()]
             if _is_free(found, moved=rows.moved):
                 continue
             stuck = np.isin(found, list(reasons)).all(1)
@@ -257,7 +257,7 @@ def _name(axis: Axis, names: dict[str, int]) -> str:
 def _blocks(labels: Labels, number: np.ndarray) -> Iterable[Blocks]:
     seen: set[Any] = set()
     for index, rows in enumerate(labels.rows):
-        found = number[rows.labels]
+        found = number[rows.labels.numpy()]
         key = (found.shape, found.tobytes())
         if not _is_free(found, moved=rows.moved) and key not in seen:
             seen.add(key)

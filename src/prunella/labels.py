@@ -133,9 +133,8 @@ class Labels:
         if ref.name in self.layers:
             return None
         size = self.shapes[ref.name][dim]
-        self.of(ref)
         self.layers[ref.name] = tuple(
-            layer for layer in self.layers[ref.name] if not varies(layer, dim)
+            layer for layer in self._enter(value) if not varies(layer, dim)
         )
         self.axes[axis] = self.fresh(blocks * size).view(blocks, size)
         return self.axes[axis]

@@ -14,6 +14,7 @@ from prunella.errors import ConfigError, TraceError
 from prunella.examples import describe
 from prunella.graph import Graph, Kind, Node, Ref, Value, refs
 from prunella.modes import evaluating
+from prunella.outputs import tensors_in
 from prunella.structure import canonical_names, digest_of
 
 Inputs = Tensor | tuple[Any, ...]
@@ -60,10 +61,24 @@ def trace(
     args, kwargs = positional(example_inputs), dict(example_kwargs or {})
     with evaluating(model), torch.no_grad():
         try:
-            program = torch.export.export(model, args, kwargs, strict=False)
+            program = torch.export.export(_Flat(model), args, kwargs, strict=False)
         except Exception as error:
             raise _explain(model, args, kwargs, error) from error
         return _read(program, model, args, kwargs)
+
+
+class _Flat(nn.Module):
+    """Returns the tensors of a model's output as a tuple, whatever it returns."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        return tuple(tensors_in(self.model(*args, **kwargs)))
+
+
+_PREFIX = "model."  # what `_Flat` puts before every name
 
 
 def _explain(
@@ -113,7 +128,8 @@ def _read(
         if node.op == "placeholder":
             spec = specs[node.name]
             kind = _KINDS.get(spec.kind, "constant")
-            source = canonical.get(spec.target or "", spec.target or node.name)
+            target = (spec.target or "").removeprefix(_PREFIX)
+            source = canonical.get(target, target or node.name)
             names[node.name] = by_source.setdefault(f"{kind} {source}", node.name)
             if isinstance(node.meta.get("val"), Tensor):
                 values.setdefault(
@@ -183,7 +199,8 @@ def _module(node: fx.Node) -> tuple[str, str]:
         return "", ""
     path, kind = stack[-1]
     kind_name = kind if isinstance(kind, str) else kind.__name__
-    return re.sub(r"@\d+", "", path), kind_name.rsplit(".", 1)[-1]  # "conv@1": a second call
+    path = re.sub(r"@\d+", "", path)  # "conv@1": a second call
+    return f"{path}.".removeprefix(_PREFIX).removesuffix("."), kind_name.rsplit(".", 1)[-1]
 
 
 def _convert(value: Any, names: Mapping[str, str]) -> Any:

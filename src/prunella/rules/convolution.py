@@ -49,7 +49,7 @@ def _convolve(labels: Labels, node: Node, *, transposed: bool) -> Layers:
         by_row, by_column = _grouped(labels, node, weight, conv_groups)
         ins, outs = (by_row, by_column) if transposed else (by_column, by_row)
         rest = labels.contract(layers, channel, ins.numel(), ins.reshape(-1), node)
-        whole = not _by_block(by_row, by_column.shape[1])
+        whole = not _by_block(by_row.shape[1], by_column.shape[1])
         dims = [by_row.reshape(-1), by_column.shape[1] if whole else by_column[0]]
     for layer in labels.of(weight):
         if any(n > 1 for n in layer.shape[2:]):
@@ -85,16 +85,17 @@ def _grouped(
     conv group keeps equally many of each (the same number, not the same positions). Where it has
     only one on a side (depthwise), whole conv groups are cut, both sides at once.
     """
-    by_row = _vector(labels, weight, 0, node).reshape(conv_groups, -1)
-    size = labels.shape(weight)[1]
-    if _by_block(by_row, size):
+    rows, size = labels.shape(weight)[:2]
+    if _by_block(rows // conv_groups, size):
         by_column = labels.axis_by_blocks(weight, 1, conv_groups)
         if by_column is None:
             by_column = _vector(labels, weight, 1, node).expand(conv_groups, size)
+        by_row = _vector(labels, weight, 0, node).reshape(conv_groups, -1)
         labels.equal_rows(by_column, node, moved=False)
         labels.equal_rows(by_row, node, moved=False)
     else:
         # One side has a single channel a conv group: cut whole conv groups.
+        by_row = _vector(labels, weight, 0, node).reshape(conv_groups, -1)
         head = by_row[:, :1]
         labels.unite(by_row, head)
         by_column = head.expand(conv_groups, size)
@@ -106,6 +107,6 @@ def _grouped(
     return by_row, by_column
 
 
-def _by_block(by_row: Tensor, columns: int) -> bool:
+def _by_block(rows: int, columns: int) -> bool:
     """Say whether conv groups have several channels on both sides, so that each can lose some."""
-    return columns > 1 and by_row.shape[1] > 1
+    return columns > 1 and rows > 1

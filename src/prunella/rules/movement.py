@@ -252,14 +252,40 @@ def rearrange(labels: Labels, node: Node) -> Layers:
     return tuple(made)
 
 
-@rule("aten.pad.default", "aten.constant_pad_nd.default", "aten.reflection_pad2d.default",
-      "aten.replication_pad2d.default", "aten.reflection_pad1d.default")  # fmt: skip
+@rule("aten.pad.default", "aten.constant_pad_nd.default", "aten.reflection_pad1d.default",
+      "aten.reflection_pad2d.default", "aten.reflection_pad3d.default",
+      "aten.replication_pad1d.default", "aten.replication_pad2d.default",
+      "aten.replication_pad3d.default")  # fmt: skip
 def pad_edges(labels: Labels, node: Node) -> Layers:
-    """Keep labels of the dimensions that are not padded; a padded one must stay whole."""
+    """Put labels that may not be cut at the padded edges: so many are always added.
+
+    Padding that repeats what it finds ties the whole dimension.
+    """
     x, widths = node.args[:2]
     ndim = len(labels.shape(x))
-    padded = [ndim - 1 - i // 2 for i, width in enumerate(widths) if width]
-    return labels.pass_through(labels.of(x), padded, "is padded by a fixed amount", node)
+    edges = {ndim - 1 - i // 2: widths[i : i + 2] for i in range(0, len(widths), 2)}
+    padded = [d for d, (before, after) in edges.items() if before or after]
+    constant = "constant" in (node.op.split(".")[1], argument(node, 2, "mode", "constant"))
+    if not constant or any(n < 0 for n in widths):
+        return labels.pass_through(labels.of(x), padded, "is padded by what it holds", node)
+    layers = labels.of(x)
+    for dim in padded:
+        rest = [d for d in range(ndim) if d != dim]
+        layers = tuple(
+            _pad(labels, labels.collapse(a, rest, "is padded", node), dim, edges[dim], node)
+            if varies(a, dim)
+            else a
+            for a in layers
+        )
+    return layers
+
+
+def _pad(labels: Labels, layer: Layer, dim: int, widths: tuple[int, int], node: Node) -> Layer:
+    shape = [-1 if d == dim else 1 for d in range(layer.ndim)]
+    ends = [labels.fresh(n).reshape(shape) for n in widths]
+    for end in ends:
+        labels.freeze(end, "is added by padding", node)
+    return torch.cat([ends[0], layer, ends[1]], dim)
 
 
 @rule("aten.pixel_shuffle.default")
