@@ -274,7 +274,7 @@ def test_a_record_that_cannot_be_written_is_an_error_and_loses_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
-        with pytest.raises(WorkspaceError, match="No space left on device.*held is intact"):
+        with pytest.raises(WorkspaceError, match=r"No space left on device.*held is intact"):
             run(setup, Metric(), record)
     assert record.read_bytes() == kept
     assert run(setup, Metric(), record) == run(setup, Metric())
