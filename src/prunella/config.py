@@ -140,9 +140,9 @@ class FinetuneSection(_Section):
     trials: int = Field(default=3, ge=1)
     """Experiments a round, over the learning rate and its decay; hopeless ones are ended early."""
     lr: Numbers = ()
-    """Initial learning rate: one value to fix it, two for a range; empty: the task suggests."""
+    """Initial learning rates to try, the most promising first; empty: around the task's own."""
     decays: Annotated[tuple[Decay, ...], BeforeValidator(_listed)] = ("cosine", "linear")
-    """Decay policies to try."""
+    """Decay policies to try, the most promising first."""
     optimizer: Literal["sgd", "adamw"] | None = None
     """Optimizer; unset: the task suggests."""
     momentum: float | None = Field(default=None, ge=0, lt=1)
@@ -166,9 +166,9 @@ class FinetuneSection(_Section):
 
     @field_validator("lr")
     @classmethod
-    def _range(cls, lr: tuple[float, ...]) -> tuple[float, ...]:
-        if len(lr) > 2 or any(not value > 0 for value in lr) or list(lr) != sorted(lr):
-            raise ValueError(f"give none, one or two positive rates, ascending; got {lr}")
+    def _positive(cls, lr: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not value > 0 for value in lr):
+            raise ValueError(f"learning rates are greater than 0; got {lr}")
         return lr
 
     @field_validator("decays")

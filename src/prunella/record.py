@@ -76,7 +76,7 @@ class EpochRecord:
 class ExperimentRecord:
     """One finetuning experiment: the settings tried, what came of it, its epochs.
 
-    `state` is "complete", "stopped" (hopeless, ended early) or "failed".
+    `state` is "complete", "stopped" (hopeless, ended early) or "failed", `reason` why.
     """
 
     number: int
@@ -86,6 +86,7 @@ class ExperimentRecord:
     epochs: tuple[EpochRecord, ...]
     seconds: float
     best: bool = False
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

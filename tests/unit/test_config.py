@@ -64,7 +64,7 @@ def test_values_as_typed_on_a_command_line(key: str, text: str, value: object) -
         ("budget.macs", "-1", "`budget`: macs is a share of the dense model"),
         ("finetune.epochs", "0", "`finetune.epochs`: input should be greater than or equal to 1"),
         ("finetune.epochs", "many", "got 'many'"),
-        ("finetune.lr", "[0.1, 0.01]", "one or two positive rates, ascending"),
+        ("finetune.lr", "[0.1, 0]", "learning rates are greater than 0"),
         ("finetune.decays", "cos", "'cosine', 'linear', 'step' or 'constant', got 'cos'"),
         ("analyze.share", "0.3", "less than half of the data"),
         ("analyze.ratios", "0.5,0.2", "ascending, none twice"),

@@ -44,10 +44,11 @@ def signature(sections: Sequence[str]) -> inspect.Signature:
     ]
     for name, default, text in keys():
         section = name.partition(".")[0]
+        shown = _shown(default)
         option = typer.Option(
-            f"--{name}",
-            help=text.replace("[", r"\["),
-            show_default=_shown(default),
+            "--task.options.NAME" if name == "task.options" else f"--{name}",
+            help=(f"{text} (default: {shown})" if shown else text).replace("[", r"\["),
+            show_default=False,
             rich_help_panel=_HELP[section],
             hidden=section not in sections,
             metavar="VALUE",
@@ -68,13 +69,14 @@ def with_signature(function: Callable[..., None], made: inspect.Signature) -> Ca
     return function
 
 
-def read(extra: Sequence[str], given: Mapping[str, Any]) -> Config:
+def read(extra: Sequence[str], given: Mapping[str, Any], *, task_needed: bool) -> Config:
     """Put the settings together from what was typed.
 
     Args:
         extra: What the parser did not know: a TOML file or a task to begin with, and
             `--task.options.NAME VALUE`.
         given: Values by variable name, as in `signature`.
+        task_needed: Whether the verb can do nothing without a task.
 
     Raises:
         ConfigError: A setting is unknown or bad, or no task is given.
@@ -94,7 +96,7 @@ def read(extra: Sequence[str], given: Mapping[str, Any]) -> Config:
         if value is not None:
             overrides[name] = value
     config = load(file, overrides)
-    if not config.task.spec:
+    if task_needed and not config.task.spec:
         raise ConfigError(
             "no task is given. Name a settings file (`prunella init` writes one), a Python file "
             "that defines `task`, or a built-in task: `prunella run digits --budget.macs 0.5`"
@@ -106,9 +108,9 @@ def _variable(name: str) -> str:
     return name.replace(".", "__")
 
 
-def _shown(default: object) -> str | bool:
+def _shown(default: object) -> str:
     if default in (None, "", (), {}):
-        return False
+        return ""
     if isinstance(default, tuple):
         return ",".join(map(str, default))
     return str(default).lower() if isinstance(default, bool) else str(default)

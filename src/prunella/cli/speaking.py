@@ -7,10 +7,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import typer
 from rich.console import Console
 
 from prunella.errors import PrunellaError
 
+USER_ERROR = 2
 WIDE = 120  # columns where the output is no terminal and has no width of its own
 
 
@@ -47,13 +49,31 @@ def logging_to(file: Path | None, quiet: bool) -> Iterator[None]:
             handler.close()
 
 
-def error(problem: PrunellaError) -> None:
-    """Say what went wrong and what to do, in two lines."""
-    what, hint = split(str(problem))
+@contextlib.contextmanager
+def errors(debug: bool) -> Iterator[None]:
+    """Turn an error raised on purpose into two lines and exit code 2; `debug` lets it through."""
+    try:
+        yield
+    except PrunellaError as problem:
+        if debug:
+            raise
+        what, hint = split(str(problem))
+        err = console(error=True)
+        err.print(f"[bold red]error:[/] {_escape(what)}")
+        err.print(f"[bold cyan]hint:[/] {_escape(hint or 'see `prunella --help`')}")
+        raise typer.Exit(USER_ERROR) from None
+
+
+def interrupted(command: str) -> None:
+    """Say that nothing finished is lost, and how to go on."""
     err = console(error=True)
-    err.print(f"[bold red]error:[/] {_escape(what)}", markup=True)
-    if hint:
-        err.print(f"[bold cyan]hint:[/] {_escape(hint)}", markup=True)
+    err.print("[bold yellow]interrupted:[/] all that was finished is kept, to the last epoch")
+    err.print(f"[bold cyan]hint:[/] go on with: {_escape(command)}")
+
+
+def say(text: str) -> None:
+    """Tell a person something on stderr."""
+    console(error=True).print(_escape(text))
 
 
 def split(message: str) -> tuple[str, str]:
@@ -74,7 +94,7 @@ class _Terminal(logging.Handler):
         text = _escape(self.format(record))
         if record.levelno >= logging.WARNING:
             text = f"[bold yellow]warning:[/] {text}"
-        console(error=True).print(text, markup=True)
+        console(error=True).print(text)
 
 
 def _escape(text: str) -> str:

@@ -1,73 +1,105 @@
 """Finetuning as a stage: a few experiments, of which the best goes on."""
 
 import logging
+import shutil
 import time
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
-from prunella.finetuning import Recipe, finetune
+from prunella.experiments import Experiment, Space, search
+from prunella.finetuning import Recipe
 from prunella.pipeline.context import Context, weights_digest
 from prunella.pipeline.slots import Slot
 from prunella.pipeline.stages import Made, Start, remembered, to_train, trained
 from prunella.storing import save
 from prunella.workspace import Entry
 
+# Rates to try where the user names none, as multiples of the task's, the most promising first.
+_AROUND = (1.0, 0.3, 3.0)
+
 log = logging.getLogger("prunella")
 
 
-def recipe_of(context: Context, epochs: int) -> Recipe:
+def space_of(context: Context, epochs: int) -> Space:
     """Put the user's settings over the task's suggestions over the defaults."""
     settings, run = context.config.finetune, context.config.run
     known = {field.name for field in fields(Recipe)}
     suggested = {key: value for key, value in context.task.settings.items() if key in known}
     given = settings.model_dump(
-        include={
-            "optimizer",
-            "momentum",
-            "weight_decay",
-            "warmup",
-            "distill",
-            "temperature",
-            "ema",
-        },
-        exclude_none=True,
+        include=known - {"epochs", "lr", "seed", "precision"}, exclude_none=True
     )
     fixed = {"epochs": epochs, "seed": run.seed, "precision": run.precision}
-    return Recipe(**{**suggested, **given, **fixed})
+    recipe = Recipe(**{**suggested, **given, **fixed})
+    lrs = settings.lr or tuple(float(f"{recipe.lr * factor:.3g}") for factor in _AROUND)
+    return Space(recipe, lrs, settings.decays, settings.trials)
 
 
-def heal(
-    context: Context, slot: Slot, start: Start, pruned: Entry, baseline: Entry, *, last: bool
-) -> Entry:
-    """Finetune the model of an attempt."""
+def heal(context: Context, slot: Slot, start: Start, pruned: Entry, *, last: bool) -> Entry:
+    """Finetune the pruned model of an attempt in a few ways, and keep the best on valid.
+
+    Args:
+        context: Of the run.
+        slot: The attempt.
+        start: The model it was pruned from, which masked training starts with.
+        pruned: The record of the pruning.
+        last: Whether this is to be the last round, which may have epochs of its own.
+    """
     settings = context.config.finetune
     epochs = settings.last_epochs if last and settings.last_epochs else settings.epochs
-    recipe = recipe_of(context, epochs)
+    space = space_of(context, epochs)
     inputs: dict[str, Any] = {
         "pruned": pruned.payload["model"],
+        "data": dict(context.data),
+        "teacher": context.weights if space.recipe.distill else "none",
+        "recipe": asdict(space.recipe),
+        "experiments": list(space.points),
+        "masked": settings.masked,
     }
+    folder = context.space.path(slot.name, "experiments")
 
     def make() -> Made:
         began = time.perf_counter()
+        log.info("%s: finetuning, %d experiments", slot, len(space.points))
         model, plan = to_train(context, slot, start)
-        found = finetune(
+        found = search(
             model,
             context.task,
-            recipe,
+            space,
+            folder=folder,
             teacher=context.dense,
             plan=plan,
-            checkpoint=context.space.path(slot.name, "experiments"),
             progress=context.progress,
         )
-        healed = trained(found.model, plan)
-        context.space.replace_folder(f"{slot.name}/finetuned", lambda folder: save(healed, folder))
+        healed = trained(found.model.to(context.device), plan)
+        context.space.replace_folder(f"{slot.name}/finetuned", lambda fresh: save(healed, fresh))
+        seconds = sum(experiment.seconds for experiment in found.experiments)
         return {
-            "metric": found.metric,
+            "metric": found.value,
             "model": weights_digest(healed),
-            "epochs": len(found.history),
-            "experiments": [],
-            "seconds": time.perf_counter() - began,
+            "epochs": found.epochs,
+            "experiments": [_row(each, found.number) for each in found.experiments],
+            "recipe": asdict(found.recipe),
+            "seconds": max(seconds, time.perf_counter() - began),
         }, (f"{slot.name}/finetuned",)
 
-    log.info("%s: finetuning", slot)
-    return remembered(context, slot.record("finetune"), inputs, make)
+    entry = remembered(context, slot.record("finetune"), inputs, make)
+    # The result is on disk: what only served to go on after a kill may go.
+    for checkpoint in folder.glob("experiment-*"):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    return entry
+
+
+def _row(experiment: Experiment, best: int) -> dict[str, Any]:
+    return {
+        "number": experiment.number,
+        "settings": dict(experiment.settings),
+        "state": experiment.state,
+        "metric": experiment.value,
+        "epochs": [
+            {"epoch": epoch.epoch, "loss": epoch.loss, "metric": epoch.metric}
+            for epoch in experiment.history
+        ],
+        "seconds": experiment.seconds,
+        "best": experiment.number == best,
+        "reason": experiment.reason,
+    }

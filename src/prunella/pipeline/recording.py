@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from prunella.pipeline.context import Context
 from prunella.pipeline.judging import floor_of
@@ -87,6 +88,14 @@ def _current(tries: list[Attempt]) -> Attempt | None:
         return tries[-1]
     accepted = [attempt for attempt in tries if attempt.accepted]
     return accepted[-1] if accepted else None
+
+
+def current_model(context: Context) -> nn.Module | None:
+    """Load the model the run is at, None where nothing is pruned yet."""
+    current = _current(list(attempts(context.space)))
+    if current is None:
+        return None
+    return context.load(f"{current.slot.name}/{'finetuned' if current.tuned else 'pruned'}")
 
 
 def _dense(context: Context, read: Mapping[str, Entry | None]) -> ModelRecord:

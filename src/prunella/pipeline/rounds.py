@@ -91,7 +91,7 @@ def loop(
                 raise
             context.note(f"{at.slot}: a smaller step would remove nothing")
             return at.best, False
-        tuned = heal(context, at.slot, at.start, pruned, baseline, last=target == budget)
+        tuned = heal(context, at.slot, at.start, pruned, last=target == budget)
         verdict = judge(context, at.slot, tuned, baseline).payload
         log.info("%s: %s", at.slot, verdict["reason"])
         if verdict["accepted"]:

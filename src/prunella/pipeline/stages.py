@@ -182,6 +182,7 @@ def cut(
 
     def make() -> Made:
         began = time.perf_counter()
+        log.info("%s: pruning to %s", slot, shares(target))
         forget_after(context.space, slot)
         context.space.clear(slot.name)
         first = start.name == "dense"
@@ -208,7 +209,6 @@ def cut(
             "seconds": time.perf_counter() - began,
         }, (f"{slot.name}/pruned", step)
 
-    log.info("%s: pruning to %s", slot, shares(target))
     return remembered(context, slot.record("prune"), inputs, make)
 
 

@@ -1,6 +1,9 @@
 """The tasks of the command line as functions: each does its part and records it."""
 
-from dataclasses import dataclass, replace
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from prunella import report as reporting
@@ -10,7 +13,7 @@ from prunella.pipeline.context import Context, opened
 from prunella.pipeline.finishing import finish, latency, test
 from prunella.pipeline.healing import heal
 from prunella.pipeline.judging import check_floor, judge
-from prunella.pipeline.recording import Outcome, assemble
+from prunella.pipeline.recording import Outcome, assemble, current_model
 from prunella.pipeline.rounds import loop
 from prunella.pipeline.slots import Attempt, Slot, after, attempts
 from prunella.pipeline.stages import (
@@ -38,12 +41,14 @@ class Result:
         folder: The work folder; `prunella.load(folder / "final", fresh_model)` after `transform`.
         text: What happened, in a sentence.
         next: The command to go on with, "" at the end.
+        layers: Multiply-accumulates of one sample by module; only from `stat`.
     """
 
     record: RunRecord
     folder: Path
     text: str
     next: str
+    layers: Mapping[str, int] = field(default_factory=dict)
 
 
 def analyze(
@@ -101,7 +106,7 @@ def finetune(
             )
         slot = tries[-1].slot
         start = _start(context, tries, slot)
-        tuned = heal(context, slot, start, tries[-1].pruned, first, last=True)
+        tuned = heal(context, slot, start, tries[-1].pruned, last=True)
         verdict = judge(context, slot, tuned, first).payload
         latency(context, context.load(f"{slot.name}/finetuned"))
         if verdict["accepted"]:
@@ -159,7 +164,13 @@ def stat(config: Config, progress: Progress | None = None, *, typed: str | None 
     """Count what the model costs, dense and as far as it is pruned, and list its groups."""
     context = Context(config, progress, typed)
     record = assemble(context)
-    return Result(record, config.folder, "", context.command("analyze"))
+    model = current_model(context)
+    layers: dict[str, int] = defaultdict(int)
+    found = context.groups if model is None else context.groups_of(model)
+    for term in found.terms:
+        size = math.prod(len(channels) for channels in term.dims)
+        layers[term.module] += term.factor * size // found.graph.samples
+    return Result(record, config.folder, "", context.command("analyze"), dict(layers))
 
 
 def report(config: Config) -> Path:

@@ -1,0 +1,5 @@
+"""`python -m prunella` is `prunella`."""
+
+from prunella.cli import main
+
+main()

@@ -1,0 +1,25 @@
+"""The command line: `prunella analyze | prune | finetune | transform | stat | run | report`."""
+
+import typer
+
+from prunella.cli import verbs
+
+app = typer.Typer(
+    name="prunella",
+    help=(
+        "Prune a neural network by whole channels, and heal it.\n\n"
+        "Start with: prunella run digits --budget.macs 0.5\n\n"
+        "Or step by step: analyze, then prune and finetune in turn, then transform. Everything is "
+        "kept in a work folder, so every command can be killed and given again."
+    ),
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+verbs.add_to(app)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

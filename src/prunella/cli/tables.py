@@ -1,0 +1,56 @@
+"""Tables for stdout: Baseline / Compressed / Delta, and what `stat` lists."""
+
+from collections.abc import Mapping
+
+from rich import box
+from rich.table import Table
+
+from prunella.record import RunRecord
+from prunella.report.wording import count, headline_rows, percent
+
+
+def summary(record: RunRecord) -> Table:
+    """Set the dense and the pruned model side by side."""
+    table = _table("", "Baseline", "Compressed", "Delta")
+    for row in headline_rows(record):
+        left = "" if row.left is None else f" ({percent(row.left)} left)"
+        table.add_row(row.name, row.baseline, row.compressed, row.delta + left)
+    return table
+
+
+def groups(record: RunRecord) -> Table:
+    """List the groups that may be cut, and what they keep."""
+    table = _table("group", "channels", "kept", "share kept")
+    for group in record.groups:
+        table.add_row(
+            group.name,
+            f"{group.channels:,}",
+            f"{group.kept:,}",
+            percent(group.kept / group.channels),
+        )
+    return table
+
+
+def frozen(record: RunRecord) -> Table:
+    """List the groups that may not be cut, and why."""
+    table = _table("frozen group", "channels", "reason")
+    table.columns[-1].justify = "left"
+    for group in record.frozen:
+        table.add_row(group.name, f"{group.channels:,}", "; ".join(group.reasons))
+    return table
+
+
+def layers(macs: Mapping[str, int]) -> Table:
+    """List the modules by the multiply-accumulates they cost, dearest first."""
+    table = _table("module", "MACs", "share")
+    whole = sum(macs.values()) or 1
+    for name, found in sorted(macs.items(), key=lambda item: (-item[1], item[0])):
+        table.add_row(name or "the model itself", count(found), percent(found / whole))
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index == 0)
+    return table

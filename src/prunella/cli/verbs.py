@@ -1,0 +1,202 @@
+"""The verbs: their help, and what each prints."""
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from prunella.cli import speaking
+from prunella.cli.options import read, signature, with_signature
+from prunella.config import Config, template
+from prunella.errors import ConfigError, WorkspaceError
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb of the command line: its help, the settings it shows, and what it does."""
+
+    name: str
+    help: str
+    sections: tuple[str, ...]
+    act: Callable[[Config, str, bool], None]
+
+
+def _task(name: str) -> Callable[[Config, str, bool], None]:
+    def act(config: Config, typed: str, quiet: bool) -> None:
+        from prunella import pipeline
+        from prunella.cli import tables
+        from prunella.progress import rich_progress, silent
+
+        progress = silent if quiet else rich_progress
+        result = getattr(pipeline, name)(config, progress, typed=typed)
+        speaking.console().print(tables.summary(result.record))
+        if result.record.latency_text and result.record.compressed is not None:
+            speaking.say(f"latency: {result.record.latency_text}")
+        if result.record.epochs:
+            speaking.say(f"finetuning took {result.record.epochs} epochs in all")
+        speaking.say(result.text)
+        if result.next:
+            speaking.say(f"next: {result.next}")
+
+    return act
+
+
+def _stat(config: Config, typed: str, quiet: bool) -> None:
+    from prunella import pipeline
+    from prunella.cli import tables
+    from prunella.progress import rich_progress, silent
+
+    result = pipeline.stat(config, silent if quiet else rich_progress, typed=typed)
+    out = speaking.console()
+    out.print(tables.summary(result.record))
+    out.print(tables.layers(result.layers))
+    out.print(tables.groups(result.record))
+    if result.record.frozen:
+        out.print(tables.frozen(result.record))
+    speaking.say(f"next: {result.next}")
+
+
+def _report(config: Config, typed: str, quiet: bool) -> None:
+    from prunella import pipeline
+
+    speaking.console().print(str(pipeline.report(config)))
+
+
+_SETTINGS = (
+    "SETTINGS is a TOML file (`prunella init` writes one), or the task itself: a built-in one or "
+    "a Python file. Every key of the file is an option as well, on every verb; the ones that "
+    "matter here are listed below."
+)
+
+VERBS = (
+    Verb(
+        "analyze",
+        "Measure what each group of channels is worth.\n\n"
+        "Every group alone is pruned at each ratio and the metric is measured on the valid split: "
+        "its sensitivity. This is done once, on the dense model; prune uses it to spend the "
+        "budget where it hurts least. Stop it at any time: the same command goes on.\n\n"
+        "Example: prunella analyze digits\n\nNext: prunella prune",
+        ("task", "analyze", "run"),
+        _task("analyze"),
+    ),
+    Verb(
+        "prune",
+        "Prune one round, to a budget relative to the dense model.\n\n"
+        "The budget says what may remain: 0.7 keeps at most 70%. Give a smaller one each round, "
+        "with finetune between. The pruned model is proven equal to the masked one.\n\n"
+        "Example: prunella prune digits --budget.macs 0.7\n\nNext: prunella finetune",
+        ("task", "budget", "prune", "run"),
+        _task("prune"),
+    ),
+    Verb(
+        "finetune",
+        "Heal what was pruned last.\n\n"
+        "A few experiments over learning rate and decay, judged on the valid split; hopeless ones "
+        "end early, the best one is kept.\n\n"
+        "Example: prunella finetune digits --finetune.epochs 4 --finetune.max_drop 0.01\n\n"
+        "Next: prunella prune with a smaller budget, or prunella transform",
+        ("task", "finetune", "run"),
+        _task("finetune"),
+    ),
+    Verb(
+        "transform",
+        "Make the final model of the last good round, prove it, test it.\n\n"
+        "Writes `final/plan.json` and `final/model.safetensors` in the work folder. This is the "
+        "only verb, with run, that looks at the test data, and it looks once.\n\n"
+        "Example: prunella transform digits\n\nNext: prunella report",
+        ("task", "run"),
+        _task("transform"),
+    ),
+    Verb(
+        "stat",
+        "Count multiply-accumulates and parameters; list groups, and why others are frozen.\n\n"
+        "Needs no budget and no data.\n\nExample: prunella stat digits\n\nNext: prunella analyze",
+        ("task", "prune", "run"),
+        _stat,
+    ),
+    Verb(
+        "run",
+        "Do it all: analyze, prune and finetune until the budget, transform, test, report.\n\n"
+        "Kill it at any moment and give the same command again: it goes on where it was and ends "
+        "with the same plan.\n\n"
+        "Example: prunella run digits --budget.macs 0.5 --finetune.max_drop 0.01\n\n"
+        "Next: open report.html in the work folder",
+        ("task", "budget", "analyze", "prune", "finetune", "run"),
+        _task("run"),
+    ),
+    Verb(
+        "report",
+        "Write the HTML report of a run, finished or not, and print its path.\n\n"
+        "Example: prunella report --run.folder prunella-run",
+        ("run",),
+        _report,
+    ),
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register all verbs, `ana` as an alias of analyze, and init."""
+    for verb in VERBS:
+        _add(app, verb, verb.name, hidden=False)
+        if verb.name == "analyze":
+            _add(app, verb, "ana", hidden=True)
+    app.command("init")(init)
+
+
+def _add(app: typer.Typer, verb: Verb, name: str, *, hidden: bool) -> None:
+    def call(ctx: typer.Context, *, debug: bool, quiet: bool, **given: Any) -> None:
+        with speaking.errors(debug):
+            config = read(ctx.args, given, task_needed=verb.name != "report")
+            typed = _typed(ctx.args, given)
+            with speaking.logging_to(config.folder / "run.log", quiet):
+                try:
+                    verb.act(config, typed, quiet)
+                except KeyboardInterrupt:
+                    speaking.interrupted(f"prunella {name} {typed}".strip())
+                    raise typer.Exit(INTERRUPTED) from None
+
+    app.command(
+        name,
+        help=f"{verb.help}\n\n{_SETTINGS}",
+        short_help=verb.help.partition("\n")[0],
+        hidden=hidden,
+        options_metavar="[SETTINGS] [--section.key VALUE]...",
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )(with_signature(call, signature(verb.sections)))
+
+
+def _typed(extra: Sequence[str], given: dict[str, Any]) -> str:
+    words = list(extra)
+    for name, value in given.items():
+        if value is not None:
+            words += [f"--{name.replace('__', '.')}", value]
+    return shlex.join(words)
+
+
+def init(
+    file: Annotated[Path, typer.Argument(help="The file to write.")] = Path("prunella.toml"),
+    task: Annotated[str, typer.Option(help="The task to name in it.")] = "digits",
+    debug: Annotated[bool, typer.Option("--debug", help="Show where errors come from.")] = False,
+) -> None:
+    """Write a settings file with every key, its default and what it means.
+
+    Example: prunella init prunella.toml
+
+    Next: prunella run prunella.toml
+    """
+    with speaking.errors(debug):
+        if file.exists():
+            raise ConfigError(
+                f"`{file}` exists already. Remove it, or name another file: `prunella init NAME`"
+            )
+        try:
+            file.write_text(template(task), encoding="utf-8")
+        except OSError as cause:
+            raise WorkspaceError(f"cannot write `{file}`: {cause}. Choose another place") from cause
+        speaking.console().print(str(file))
+        speaking.say(f"next: prunella run {file}")
