@@ -255,13 +255,14 @@ def _name(axis: Axis, names: dict[str, int]) -> str:
 
 
 def _blocks(labels: Labels, number: np.ndarray) -> Iterable[Blocks]:
-    seen: set[Any] = set()
+    """Return the constraints that bind, each once: moved, if any of the same is."""
+    found: dict[Any, Blocks] = {}
     for index, rows in enumerate(labels.rows):
-        found = number[rows.labels.numpy()]
-        key = (found.shape, found.tobytes())
-        if not _is_free(found, moved=rows.moved) and key not in seen:
-            seen.add(key)
-            yield Blocks(found, rows.where, rows.moved, index)
+        numbers = number[rows.labels.numpy()]
+        key = (numbers.shape, numbers.tobytes())
+        if not _is_free(numbers, moved=rows.moved) and not (key in found and found[key].moved):
+            found[key] = Blocks(numbers, rows.where, rows.moved, index)
+    return found.values()
 
 
 def _product(factor: int, dims: list[np.ndarray]) -> tuple[int, tuple[np.ndarray, ...]]:
