@@ -77,14 +77,18 @@ def _way_down(run: RunRecord, attempts: Sequence[tuple[RoundRecord, AttemptRecor
             },
         )
     budget = _share_of(run.budget.get("macs"), run.baseline.macs)
+    least = 100 * min(share for share, _ in path)
     if budget is not None:
+        least = min(least, 100 * budget)
         figure.add_vline(100 * budget, line={"dash": "dot", "color": GREEN, "width": 1.5})
         figure.add_annotation(
-            x=100 * budget, y=0, yref="paper", text="your budget", showarrow=False,
-            font={"color": GREEN}, xanchor="right", yanchor="bottom",
+            x=100 * budget, y=1, yref="paper", text="your<br>budget", showarrow=False,
+            font={"color": GREEN}, xanchor="left", yanchor="top", xshift=3, align="left",
         )  # fmt: skip
     _axes(figure, "MACs left", f"{run.metric} after finetuning")
-    figure.update_xaxes(autorange="reversed", ticksuffix="%")
+    # From left to right down to the budget, with room for its name.
+    figure.update_xaxes(range=[100 + 0.06 * (100 - least), least - 0.2 * (100 - least)])
+    figure.update_xaxes(ticksuffix="%")
     return _chart(
         "way-down",
         "The way down",

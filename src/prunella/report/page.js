@@ -44,6 +44,7 @@
     });
   }
   for (const button of document.querySelectorAll("button.copy")) {
+    if (!navigator.clipboard) { button.remove(); continue; }
     button.addEventListener("click", () => {
       const text = button.parentElement.querySelector("code").textContent;
       navigator.clipboard.writeText(text).then(() => {

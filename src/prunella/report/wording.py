@@ -115,7 +115,9 @@ def verdict(run: RunRecord) -> str:
             f"Stopped before the budget: this is the smallest model found whose {run.metric} "
             f"on the validation data is not worse than {measure(run.floor)}."
         )
-    return "The budget is met and the pruned model is proven equal to the masked one."
+    if run.certificate is None:
+        return "The budget is met."
+    return "The budget is met, and the pruned model is proven equal to the masked one."
 
 
 def headline_rows(run: RunRecord) -> tuple[Row, ...]:
