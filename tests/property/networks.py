@@ -124,10 +124,10 @@ class Shuffle(Block):
         self.cout = o.width
         self.entry = ConvNorm(cin, o.width, 1, o.act)
         c = o.width // 2 if o.flag else o.width
-        groups = 1 if o.flag else o.groups
-        self.conv = ConvNorm(c, c, 1, "relu", groups=groups)
+        # Of one channel a row, nothing tells rows from channels in a captured graph.
+        self.rows = 2 if o.flag else min(o.groups, o.width // 2)
+        self.conv = ConvNorm(c, c, 1, "relu", groups=1 if o.flag else self.rows)
         self.depth = ConvNorm(c, c, 3, None, groups=c)
-        self.rows = 2 if o.flag else o.groups
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.entry(x)

@@ -1,12 +1,12 @@
 """Coupling on the zoo: what must be cut together, found by experiment, and what must stay."""
 
 import pytest
-import torch
 from torch import nn
 
 import prunella
 from prunella.errors import NothingToPruneError, TransformError
 from tests import oracle
+from tests.coupling import compare_with_experiment
 from tests.models import ZOO, Case
 
 # Nothing of these can be cut: each column of the layer behind an outer product has two owners; a
@@ -108,64 +108,4 @@ SEEN = sorted(set(NAMES) - {"bare_parameter", "tied_weights", "transposed", "sig
 def test_units_are_those_an_experiment_finds(name: str) -> None:
     case = ZOO[name]
     model = case.model()
-    compare_with_experiment(model, groups_of(case, model), case.inputs(), case.keywords(), name)
-
-
-def compare_with_experiment(
-    model: nn.Module,
-    groups: prunella.Groups,
-    inputs: tuple[torch.Tensor, ...],
-    keywords: dict[str, torch.Tensor],
-    name: str = "",
-) -> int:
-    """Assert that channels a NaN connects are one unit, and that a unit has no more than those."""
-    found, stuck = oracle.poisoned_units(model, inputs, keywords)
-    owner = library_slots(model, groups)
-    checked = 0
-    for unit in found:
-        known = {owner[slot] for slot in unit if slot in owner}
-        free = not any(frozen for _, frozen in known)
-        if unit & stuck:
-            assert not free or not known, f"{sorted(unit)} reaches an output, and is not frozen"
-        elif free and known:
-            assert len({channel for channel, _ in known}) == 1, f"{sorted(unit)} are not together"
-            checked += 1
-    units: dict[int, set[oracle.Slot]] = {}
-    for slot, (channel, frozen) in owner.items():
-        if not frozen:
-            units.setdefault(channel, set()).add(slot)
-    by_slot = {slot: i for i, unit in enumerate(found) for slot in unit}
-    bound = {c for block in groups.blocks for c in block.rows.reshape(-1).tolist()}
-    for channel, slots in units.items():
-        together = {by_slot[slot] for slot in slots if slot in by_slot}
-        if channel not in bound:
-            assert len(together) <= 1, f"{sorted(slots)} are cut together without need"
-    return checked
-
-
-def library_slots(
-    model: nn.Module, groups: prunella.Groups
-) -> dict[tuple[str, oracle.Slot], tuple[int, bool]]:
-    """Say of every slot of the experiment which channel (number) it is, and if it is frozen."""
-    modules = dict(model.named_modules())
-    owner: dict[tuple[str, oracle.Slot], tuple[int, bool]] = {}
-    for group in (*groups, *groups.frozen):
-        for axis, positions in group.axes.items():
-            name, _, leaf = axis.tensor.rpartition(".")
-            module = modules[name]
-            if leaf != "weight" or isinstance(module, nn.PReLU):
-                continue
-            kind = "out" if axis.dim == 0 else "in"
-            divide = 1
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                kind = "norm"
-            elif isinstance(module, nn.Conv2d) and module.groups > 1:
-                if module.groups == module.in_channels:
-                    kind, divide = "norm", module.out_channels // module.in_channels
-                elif axis.dim == 1:
-                    continue  # positions within a conv group
-            for channel, row in enumerate(positions):
-                for position in row.reshape(-1).tolist():
-                    slot = (kind, (name, position // divide))
-                    owner[slot] = (group.start + channel, bool(group.frozen))
-    return owner
+    compare_with_experiment(model, groups_of(case, model), case.inputs(), case.keywords())
