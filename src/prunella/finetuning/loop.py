@@ -20,7 +20,7 @@ from prunella.finetuning.averaging import Average, put
 from prunella.finetuning.checkpoint import Checkpoint, Saved
 from prunella.finetuning.feeding import Feed, own_randomness
 from prunella.finetuning.learner import Learner, channels_last, make_optimizer
-from prunella.finetuning.losses import EpochLosses, check_weights, loss_of
+from prunella.finetuning.losses import DivergedError, EpochLosses, check_weights, loss_of
 from prunella.finetuning.recipe import Epoch, Finetuned, Recipe
 from prunella.finetuning.schedule import factor
 from prunella.modes import evaluating
@@ -82,9 +82,9 @@ def finetune(  # noqa: PLR0913
         {
             "recipe": asdict(recipe),
             "task": task.name,
-            "model": _digest(model),
-            "teacher": teacher and _digest(teacher),
-            "plan": plan and plan.digest,
+            "model": digest(model),
+            "teacher": teacher and digest(teacher),
+            "plan": plan and hashlib.sha256(plan.to_json().encode()).hexdigest(),
             "processes": accelerator.num_processes,
         },
     )
@@ -115,6 +115,7 @@ class _Training:
         plan: Plan | None,
     ) -> None:
         self._accelerator = accelerator
+        self._device = next(model.parameters()).device
         self._model, self._teacher = model, teacher
         self._task, self._recipe, self._plan = task, recipe, plan
         optimizer = make_optimizer(model, recipe)
@@ -125,11 +126,12 @@ class _Training:
         self._average = Average(model, recipe.ema) if recipe.ema else None
 
     def ready(self) -> ExitStack:
-        """Borrow the teacher, and give the model back in the mode and memory order it came in."""
+        """Borrow the teacher; give the model back in the mode, memory order and place it had."""
         stack = ExitStack()
         flags = {module: module.training for module in self._model.modules()}
 
         def back() -> None:
+            self._model.to(self._device)
             for module, training in flags.items():
                 module.training = training
             if self._recipe.channels_last:
@@ -165,7 +167,11 @@ class _Training:
         while len(history) < recipe.epochs and not stop:
             number = len(history) + 1
             start = time.monotonic()
-            loss = self._epoch(number, steps, feed, shown)
+            try:
+                loss = self._epoch(number, steps, feed, shown)
+            except DivergedError as error:
+                error.history = tuple(history)
+                raise
             metric = self._judge(number, shown)
             rate = recipe.lr * self._factor(number * steps - 1, steps)
             history.append(Epoch(number, loss, metric, rate, time.monotonic() - start))
@@ -193,8 +199,10 @@ class _Training:
         mean = losses.mean()
         if self._accelerator.num_processes > 1:
             # Gradients were averaged, batch norm's statistics were not.
-            for buffer in self._model.buffers():
+            for name, buffer in self._model.named_buffers():
                 broadcast(buffer)
+                if self._average is not None:
+                    broadcast(self._average.values[name])
         check_weights(self._model, number, steps)
         return mean
 
@@ -355,7 +363,8 @@ def _from_main(accelerator: Accelerator, value: Any) -> Any:
     return broadcast_object_list([value])[0]
 
 
-def _digest(model: nn.Module) -> str:
+def digest(model: nn.Module) -> str:
+    """Hash every parameter and buffer of a model, names and values."""
     hasher = hashlib.sha256()
     for name, value in sorted(tensors(model).items()):
         plain = value.detach().cpu().contiguous()

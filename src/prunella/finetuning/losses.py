@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from prunella.distilling import distillation
 from prunella.errors import TaskError
-from prunella.finetuning.recipe import Recipe
+from prunella.finetuning.recipe import Epoch, Recipe
 from prunella.tasks import Task
 
 # Looking at a loss makes an accelerator wait for it, so many are looked at together.
@@ -16,7 +16,10 @@ _LOOK_EVERY = 20
 
 
 class DivergedError(TaskError):
-    """The loss or the weights are no longer finite; `epoch` and `step` within it, 1-based."""
+    """The loss or the weights are no longer finite, in a step of an epoch, both 1-based.
+
+    `history` has the epochs finished before.
+    """
 
     def __init__(self, what: str, epoch: int, step: int) -> None:
         super().__init__(
@@ -25,6 +28,7 @@ class DivergedError(TaskError):
         )
         self.epoch = epoch
         self.step = step
+        self.history: tuple[Epoch, ...] = ()
 
 
 def loss_of(
