@@ -1,0 +1,389 @@
+"""Bad input: a clear error that says what to do, and nothing lost."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import prunella
+from prunella.errors import (
+    BudgetError,
+    ConfigError,
+    NothingToPruneError,
+    PlanMismatchError,
+    TraceError,
+    TransformError,
+    WorkspaceError,
+)
+from tests import oracle
+from tests.models import ZOO, Concat, Residual, conv_norm, randomize
+
+IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def model() -> Iterator[nn.Module]:
+    """A model that must come out of every failed call bit for bit, in the mode it went in."""
+    torch.manual_seed(0)
+    model = randomize(Residual()).train()
+    before = oracle.state(model)
+    yield model
+    assert oracle.unchanged(model, before), "a failed call changed the model"
+    assert all(module.training for module in model.modules()), "a failed call changed the mode"
+    assert prunella.plan_of(model) is None
+
+
+# Example inputs
+
+
+@pytest.mark.parametrize(
+    ("inputs", "match"),
+    [
+        (torch.randn(2, 4, 8, 8), r"does not run on the example inputs \(\(2, 4, 8, 8\)\)"),
+        ((IMAGE, IMAGE), r"`Residual` does not run on the example inputs \(.*\): TypeError"),
+        ((), r"`Residual` does not run on the example inputs"),
+        (("image",), r"does not run on the example inputs \(str\)"),
+        (IMAGE.double(), r"does not run on the example inputs .*RuntimeError"),
+    ],
+)
+def test_wrong_example_inputs_are_shown_with_the_models_own_error(
+    model: nn.Module, inputs: object, match: str
+) -> None:
+    with pytest.raises(TraceError, match=match) as caught:
+        prunella.prune(model, inputs, ratio=0.5)
+    assert "Pass inputs that" in str(caught.value)
+    assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("inputs", [[IMAGE], {"x": IMAGE}, None, 3])
+def test_example_inputs_of_another_kind(model: nn.Module, inputs: object) -> None:
+    with pytest.raises(ConfigError, match=r"is a tensor or a tuple of positional arguments, got"):
+        prunella.prune(model, inputs, ratio=0.5)
+
+
+def test_unknown_keyword_argument(model: nn.Module) -> None:
+    with pytest.raises(TraceError, match="unexpected keyword argument 'mask'"):
+        prunella.prune(model, IMAGE, ratio=0.5, example_kwargs={"mask": IMAGE})
+
+
+# Models that cannot be traced
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv_norm(3, 8)
+        self.fc = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).mean((2, 3))
+        if x.sum() > 0:
+            x = x * 2
+        return self.fc(x)
+
+
+class Loop(Branching):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).mean((2, 3))
+        for _ in range(int(x.abs().sum().item())):
+            x = x * 0.9
+        return self.fc(x)
+
+
+@pytest.mark.parametrize("kind", [Branching, Loop])
+def test_a_model_that_depends_on_values_is_named_with_its_line(kind: type[nn.Module]) -> None:
+    model = kind()
+    before = oracle.state(model)
+    with pytest.raises(TraceError, match="could not be captured") as caught:
+        prunella.trace(model, IMAGE)
+    message = str(caught.value)
+    assert kind.__name__ in message
+    assert re.search(r"test_bad_input\.py:\d+", message), message
+    assert "move it out of `forward`" in message
+    assert caught.value.__cause__ is not None
+    assert oracle.unchanged(model, before)
+    assert model.training
+
+
+# Budgets and ratios
+
+
+@pytest.mark.parametrize("kind", ["macs", "params"])
+@pytest.mark.parametrize("name", ["residual", "concat", "shuffle", "depthwise", "grouped_conv"])
+def test_a_budget_that_cannot_be_met_names_the_smallest_that_can(name: str, kind: str) -> None:
+    case = ZOO[name]
+    model = case.model()
+    before = oracle.state(model)
+    with pytest.raises(BudgetError, match="smallest possible leaves") as caught:
+        prunella.prune(model, case.inputs(), **{kind: 2})
+    assert oracle.unchanged(model, before)
+    reachable = caught.value.reachable
+    result = prunella.prune(model, case.inputs(), **{kind: reachable})
+    assert getattr(result.plan.after, kind) == reachable
+    with pytest.raises(BudgetError, match=f"{reachable:,}"):
+        prunella.prune(model, case.inputs(), **{kind: reachable - 1})
+
+
+def test_two_budgets_that_can_only_be_met_one_at_a_time(model: nn.Module) -> None:
+    with pytest.raises(BudgetError, match="params"):
+        prunella.prune(model, IMAGE, macs=0.9, params=2)
+
+
+@pytest.mark.parametrize("value", [0, -0.5, "0%", "half", True, "1.5", -3, float("nan")])
+def test_budgets_out_of_range(model: nn.Module, value: object) -> None:
+    with pytest.raises(ConfigError, match="macs is a share of the dense model"):
+        prunella.prune(model, IMAGE, macs=value)
+
+
+@pytest.mark.parametrize("options", [{}, {"macs": 0.5, "ratio": 0.5}])
+def test_budget_and_ratio_exclude_each_other(model: nn.Module, options: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=r"budget .* or a `ratio`, and not both"):
+        prunella.prune(model, IMAGE, **options)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1.5, -0.1, float("nan")])
+def test_ratios_out_of_range(model: nn.Module, ratio: float) -> None:
+    with pytest.raises(ConfigError, match=r"0 <= ratio < 1, got ratio="):
+        prunella.prune(model, IMAGE, ratio=ratio)
+
+
+def test_a_ratio_for_an_unknown_group_names_the_nearest(model: nn.Module) -> None:
+    groups = prunella.couple(prunella.trace(model, IMAGE))
+    scores = prunella.score(model, groups)
+    with pytest.raises(ConfigError, match=r"no group called 'stem\.00'; did you mean 'stem\.0'\?"):
+        prunella.allocate(groups, scores, {"stem.00": 0.5})
+    with pytest.raises(ConfigError, match=r"did you mean 'stem\.0'"):
+        groups["stem0"]
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.01])
+def test_a_ratio_that_removes_nothing(model: nn.Module, ratio: float) -> None:
+    with pytest.raises(NothingToPruneError, match=r"asks for less than one channel.*stem\.0 \(8\)"):
+        prunella.prune(model, IMAGE, ratio=ratio)
+
+
+def test_a_full_budget_removes_nothing(model: nn.Module) -> None:
+    with pytest.raises(NothingToPruneError, match="removes nothing"):
+        prunella.prune(model, IMAGE, macs=1.0)
+
+
+# Everything frozen
+
+
+class Straight(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+def test_where_everything_is_frozen_every_group_is_listed_with_its_reason(
+    model: nn.Module,
+) -> None:
+    with pytest.raises(NothingToPruneError, match="every group is frozen") as caught:
+        prunella.prune(Straight(), IMAGE, ratio=0.5)
+    assert re.search(r"conv \(4 channels\): reaches the output", str(caught.value))
+    assert re.search(r"conv\[1\] \(3 channels\): .*`aten\.conv2d", str(caught.value))
+    with pytest.raises(NothingToPruneError, match="excluded by '\\*'"):
+        prunella.prune(model, IMAGE, ratio=0.5, exclude=["*"])
+
+
+def test_a_model_without_weights() -> None:
+    with pytest.raises(NothingToPruneError, match="no weights that carry channels"):
+        prunella.prune(nn.Sequential(nn.ReLU(), nn.Flatten()), IMAGE, ratio=0.5)
+
+
+# Exclude
+
+
+def test_an_unknown_layer_in_exclude_names_the_nearest(model: nn.Module) -> None:
+    with pytest.raises(ConfigError, match=r"'down.2' matches no .*; did you mean 'down"):
+        prunella.prune(model, IMAGE, ratio=0.5, exclude=["down.2"])
+
+
+@pytest.mark.parametrize("entry", ["layer9.*", re.compile("block.*"), nn.ConvTranspose2d])
+def test_an_entry_of_exclude_that_matches_nothing(model: nn.Module, entry: object) -> None:
+    with pytest.raises(ConfigError, match="matches no module or parameter"):
+        prunella.prune(model, IMAGE, ratio=0.5, exclude=[entry])
+
+
+def test_an_entry_of_exclude_of_another_kind(model: nn.Module) -> None:
+    with pytest.raises(ConfigError, match="takes names, globs, compiled regular expressions"):
+        prunella.prune(model, IMAGE, ratio=0.5, exclude=[3])
+
+
+@pytest.mark.parametrize("entry", ["down", "do*", re.compile(r"down\..*"), "down.0.weight"])
+def test_what_is_excluded_stays(model: nn.Module, entry: object) -> None:
+    result = prunella.prune(model, IMAGE, ratio=0.5, exclude=[entry])
+    assert result.model.down[0].weight.shape == model.down[0].weight.shape
+    assert result.model.stem[0].weight.shape == model.stem[0].weight.shape, "its input stays too"
+    assert result.model.a[0].out_channels == 3
+
+
+def test_a_class_in_exclude(model: nn.Module) -> None:
+    result = prunella.prune(model, IMAGE, ratio=0.5, exclude=[nn.Linear])
+    assert result.model.fc.weight.shape == model.fc.weight.shape
+    with pytest.raises(NothingToPruneError, match="excluded by"):
+        prunella.prune(model, IMAGE, ratio=0.5, exclude=[nn.Conv2d])
+
+
+# Criteria
+
+
+def test_an_unknown_criterion_names_the_nearest(model: nn.Module) -> None:
+    with pytest.raises(ConfigError, match=r"no criterion called 'magnitud'; did you mean 'magn"):
+        prunella.prune(model, IMAGE, ratio=0.5, criterion="magnitud")
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        lambda slices: torch.full((len(slices[0]),), torch.nan),
+        lambda slices: torch.ones(len(slices[0]) + 1),
+        lambda slices: torch.ones(len(slices[0]), 2),
+    ],
+)
+def test_a_criterion_that_misbehaves(model: nn.Module, criterion: Callable[..., Tensor]) -> None:
+    with pytest.raises(ConfigError, match=r"one finite score per channel; for 'stem\.0' with 8"):
+        prunella.prune(model, IMAGE, ratio=0.5, criterion=criterion)
+
+
+# Plans of other models
+
+
+def test_a_plan_of_another_model(model: nn.Module) -> None:
+    plan = prunella.prune(Concat(), IMAGE, ratio=0.5).plan
+    for call in (prunella.mask, prunella.transform):
+        with pytest.raises(PlanMismatchError, match=f"for a model of structure {plan.digest}"):
+            call(model, plan)
+
+
+def test_a_plan_does_not_fit_the_model_it_made(model: nn.Module) -> None:
+    result = prunella.prune(model, IMAGE, ratio=0.5)
+    before = oracle.state(result.model)
+    with pytest.raises(PlanMismatchError, match="before pruning"):
+        prunella.transform(result.model, result.plan)
+    assert oracle.unchanged(result.model, before)
+
+
+def test_groups_of_another_model(model: nn.Module) -> None:
+    groups = prunella.couple(prunella.trace(Concat(), IMAGE))
+    with pytest.raises(PlanMismatchError, match="groups were found in another model"):
+        prunella.score(model, groups)
+
+
+def test_a_size_in_the_users_code_leaves_the_model_untouched() -> None:
+    case = ZOO["size_in_code"]
+    model = case.model()
+    before = oracle.state(model)
+    with pytest.raises(TransformError, match="left untouched"):
+        prunella.prune(model, case.inputs(), ratio=0.5)
+    assert oracle.unchanged(model, before)
+
+
+def test_a_plan_that_was_tampered_with_is_not_believed(model: nn.Module) -> None:
+    """What is cut together must be: a plan with other channels on one side proves wrong."""
+    plan = prunella.prune(model, IMAGE, ratio=0.5).plan
+    record = json.loads(plan.to_json())
+    kept = record["kept"]["a.0.weight"]["0"]
+    free = next(i for i in range(6) if i not in kept)
+    record["kept"]["a.0.weight"]["0"] = sorted([*kept[1:], free])
+    forged = prunella.Plan.from_json(json.dumps(record))
+    with pytest.raises(prunella.PrunellaError):
+        prunella.transform(model, forged, IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda text: text[:-20], "it may be truncated"),
+        (lambda text: "", "this is not a plan"),
+        (lambda text: "[1, 2]", "this is not a plan"),
+        (lambda text: '{"schema": 99}', "has schema 99, this version reads"),
+        (lambda text: text.replace('"kept"', '"held"'), "this is not a plan .*kept"),
+    ],
+)
+def test_text_that_is_no_plan(model: nn.Module, change: Callable[[str], str], match: str) -> None:
+    text = prunella.prune(model, IMAGE, ratio=0.5).plan.to_json()
+    with pytest.raises(PlanMismatchError, match=match):
+        prunella.Plan.from_json(change(text))
+
+
+# Saved models
+
+
+@pytest.fixture
+def saved(model: nn.Module, tmp_path: Path) -> Path:
+    prunella.save(prunella.prune(model, IMAGE, ratio=0.5).model, tmp_path / "pruned")
+    return tmp_path / "pruned"
+
+
+def test_a_saved_model_comes_back_bit_for_bit(model: nn.Module, tmp_path: Path) -> None:
+    pruned = prunella.prune(model, IMAGE, ratio=0.5).model
+    prunella.save(pruned, tmp_path / "pruned")
+    loaded = prunella.load(tmp_path / "pruned", Residual())
+    assert oracle.unchanged(loaded, oracle.state(pruned))
+    pruned.eval(), loaded.eval()
+    assert torch.equal(loaded(IMAGE), pruned(IMAGE))
+    again = prunella.prune(loaded, IMAGE, ratio=0.3)
+    prunella.save(again.model, tmp_path / "again")
+    assert prunella.count_params(prunella.load(tmp_path / "again", Residual())) == (
+        again.plan.after.params
+    )
+
+
+@pytest.mark.parametrize("name", ["plan.json", "model.safetensors", "sha256.json"])
+@pytest.mark.parametrize("how", ["truncated", "changed", "missing", "empty"])
+def test_a_damaged_file_is_named(saved: Path, name: str, how: str) -> None:
+    path = saved / name
+    content = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    elif how == "changed":
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    else:
+        path.write_bytes(content[: len(content) // 2] if how == "truncated" else b"")
+    fresh = Residual()
+    before = oracle.state(fresh)
+    with pytest.raises(WorkspaceError, match=re.escape(str(saved))):
+        prunella.load(saved, fresh)
+    assert oracle.unchanged(fresh, before)
+
+
+def test_a_saved_model_loaded_into_another_class(saved: Path) -> None:
+    with pytest.raises(PlanMismatchError, match="`Concat` has"):
+        prunella.load(saved, Concat())
+
+
+def test_a_folder_that_holds_nothing(tmp_path: Path) -> None:
+    with pytest.raises(WorkspaceError, match="holds no complete saved model"):
+        prunella.load(tmp_path / "nothing", Residual())
+
+
+def test_saving_a_model_that_was_not_pruned(model: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(PlanMismatchError, match="carries no plan; pass the plan"):
+        prunella.save(model, tmp_path / "pruned")
+
+
+def test_a_disk_that_is_full_leaves_what_was_saved_before(
+    model: nn.Module, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {path.name: path.read_bytes() for path in saved.iterdir()}
+    other = prunella.prune(model, IMAGE, ratio=0.75).model
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(WorkspaceError, match=r"No space left.*intact"):
+            prunella.save(other, saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == files
+    prunella.load(saved, Residual())
