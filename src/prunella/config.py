@@ -40,6 +40,7 @@ def _single(value: object) -> object:
 
 
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_listed)]
+Ratios = Annotated[tuple[Removed, ...], BeforeValidator(_listed)]
 Decay = Literal["cosine", "linear", "step", "constant"]
 
 
@@ -80,15 +81,7 @@ class BudgetSection(_Section):
 class AnalyzeSection(_Section):
     """How the sensitivity of every group is measured."""
 
-    ratios: Annotated[tuple[Removed, ...], BeforeValidator(_listed)] = (
-        0.125,
-        0.25,
-        0.375,
-        0.5,
-        0.625,
-        0.75,
-        0.875,
-    )
+    ratios: Ratios = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
     """Shares of a group's channels removed, one measurement of every group at each."""
     share: Share = 1.0
     """Share of the split to measure on; less than 0.5 needs `allow_small_share`."""
