@@ -47,7 +47,8 @@ class Node:
     """One operator call, its tensor arguments replaced by `Ref`.
 
     `module` is the qualified name of the innermost module whose forward made the call ("" is the
-    model itself), `module_type` the name of its class.
+    model itself), `module_type` the name of its class. `training` marks a call that was captured in
+    training mode, for the sake of modules that run only then: it binds channels and costs nothing.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Node:
     outputs: tuple[str, ...]
     module: str
     module_type: str
+    training: bool = False
 
     def where(self) -> str:
         """Say which operator in which module this is, for messages."""
@@ -70,7 +72,7 @@ class Graph:
     `example` describes the example inputs well enough to make others like them (`examples`), None
     where they cannot be described. `samples` is the number of samples in the example inputs (the size of the first input's first
     dimension): costs are of one sample. `digest` identifies the structure: the names and shapes of
-    all parameters and buffers. `modules` maps qualified names to classes, for `exclude`.
+    all parameters and buffers. `unused` are parameters that nothing captured uses. `modules` maps qualified names to classes, for `exclude`.
     """
 
     values: Mapping[str, Value]
@@ -81,4 +83,5 @@ class Graph:
     samples: int
     digest: str
     example: Any = None
+    unused: tuple[str, ...] = ()
 

@@ -157,6 +157,8 @@ class Labels:
 
     def multiply(self, node: Node, factor: int, dims: Sequence[Tensor | int]) -> None:
         """Count a product of `factor` and the sizes `dims` as multiply-accumulates."""
+        if node.training:
+            return
         labelled = []
         for dim in dims:
             if isinstance(dim, int):

@@ -1,5 +1,6 @@
 """Capture a model as a `Graph`: the only file that knows how the framework traces."""
 
+import logging
 import operator
 import re
 from collections.abc import Mapping
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, InputSpec
 
 from prunella.errors import ConfigError, TraceError
 from prunella.examples import describe
@@ -16,6 +17,8 @@ from prunella.graph import Graph, Kind, Node, Ref, Value, refs
 from prunella.modes import evaluating
 from prunella.outputs import tensors_in
 from prunella.structure import canonical_names, digest_of
+
+log = logging.getLogger("prunella")
 
 Inputs = Tensor | tuple[Any, ...]
 
@@ -59,12 +62,44 @@ def trace(
         TraceError: The model does not run on these inputs, or its control flow cannot be captured.
     """
     args, kwargs = positional(example_inputs), dict(example_kwargs or {})
+    reader = _Reader(canonical_names(model))
     with evaluating(model), torch.no_grad():
         try:
             program = torch.export.export(_Flat(model), args, kwargs, strict=False)
         except Exception as error:
             raise _explain(model, args, kwargs, error) from error
-        return _read(program, model, args, kwargs)
+        reader.read(program, training=False)
+        if reader.unused(model):
+            _read_training(reader, model, args, kwargs)
+    return Graph(
+        values=reader.values,
+        nodes=tuple(reader.nodes),
+        inputs=tuple(reader.inputs),
+        outputs=tuple(reader.outputs),
+        modules={name: type(module) for name, module in model.named_modules()},
+        samples=_samples([reader.values[name].shape for name in reader.inputs]),
+        digest=digest_of(model),
+        example=describe(args, kwargs),
+        unused=reader.unused(model),
+    )
+
+
+def _read_training(
+    reader: "_Reader", model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Read the model in training mode too, for the sake of what runs only then (auxiliary heads).
+
+    Where it cannot be captured its parameters stay listed as unused.
+    """
+    model.train()
+    try:
+        program = torch.export.export(_Flat(model), args, kwargs, strict=False)
+    except Exception as error:  # whatever the model's own code raises
+        log.info("the training mode of `%s` was not captured: %s", type(model).__name__, error)
+    else:
+        reader.read(program, training=True)
+    finally:
+        model.eval()
 
 
 class _Flat(nn.Module):
@@ -113,62 +148,73 @@ def _first_line(error: Exception) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), "")[:300]
 
 
-def _read(
-    program: ExportedProgram, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Graph:
-    canonical = canonical_names(model)
-    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
-    names: dict[str, str] = {}  # node name -> value name; tied parameters share one
-    by_source: dict[str, str] = {}
-    values: dict[str, Value] = {}
-    nodes: list[Node] = []
-    inputs: list[str] = []
-    outputs: tuple[str, ...] = ()
-    for node in program.graph.nodes:
-        if node.op == "placeholder":
-            spec = specs[node.name]
-            kind = _KINDS.get(spec.kind, "constant")
-            target = (spec.target or "").removeprefix(_PREFIX)
-            source = canonical.get(target, target or node.name)
-            names[node.name] = by_source.setdefault(f"{kind} {source}", node.name)
-            if isinstance(node.meta.get("val"), Tensor):
-                values.setdefault(
-                    names[node.name], _value(names[node.name], node.meta["val"], kind, source)
-                )
-                if kind == "input":
-                    inputs.append(node.name)
-        elif node.op == "output":
-            outputs = tuple(ref.name for ref in refs(_convert(node.args, names)))
-        elif node.op == "call_function" and node.target is operator.getitem:
-            producer = names[node.args[0].name]
-            names[node.name] = _output_name(producer, node.args[1])
-        elif node.op == "call_function":
-            names[node.name] = node.name
-            made = _outputs(node)
-            for name, tensor in made.items():
-                values[name] = _value(name, tensor, "activation", name)
-            path, kind_of = _module(node)
-            nodes.append(
-                Node(
-                    name=node.name,
-                    op=str(node.target),
-                    args=_convert(node.args, names),
-                    kwargs=_convert(node.kwargs, names),
-                    outputs=tuple(made),
-                    module=path,
-                    module_type=kind_of,
-                )
+class _Reader:
+    """Turns captured programs of one model into values and nodes."""
+
+    def __init__(self, canonical: Mapping[str, str]) -> None:
+        self.values: dict[str, Value] = {}
+        self.nodes: list[Node] = []
+        self.inputs: list[str] = []
+        self.outputs: list[str] = []
+        self._canonical = canonical
+        self._by_source: dict[str, str] = {}  # tied parameters share one value
+
+    def read(self, program: ExportedProgram, *, training: bool) -> None:
+        """Add what a program computes."""
+        specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+        prefix = "training " if training else ""
+        names: dict[str, str] = {}  # node name -> value name
+        for node in program.graph.nodes:
+            if node.op == "placeholder":
+                names[node.name] = self._enter(node, specs[node.name])
+            elif node.op == "output":
+                found = (ref.name for ref in refs(_convert(node.args, names)))
+                self.outputs += [name for name in found if name in self.values]
+            elif node.op == "call_function" and node.target is operator.getitem:
+                names[node.name] = _output_name(names[node.args[0].name], node.args[1])
+            elif node.op == "call_function":
+                names[node.name] = prefix + node.name
+                self._call(node, names, training=training)
+
+    def unused(self, model: nn.Module) -> tuple[str, ...]:
+        """List the parameters that no node uses."""
+        used = {
+            self.values[ref.name].source
+            for node in self.nodes
+            for ref in refs((node.args, node.kwargs))
+            if ref.name in self.values
+        }
+        return tuple(name for name, _ in model.named_parameters() if name not in used)
+
+    def _enter(self, node: fx.Node, spec: InputSpec) -> str:
+        kind = _KINDS.get(spec.kind, "constant")
+        target = (spec.target or "").removeprefix(_PREFIX)
+        source = self._canonical.get(target, target or node.name)
+        name = self._by_source.setdefault(f"{kind} {source}", node.name)
+        tensor = node.meta.get("val")
+        if isinstance(tensor, Tensor) and name not in self.values:
+            self.values[name] = _value(name, tensor, kind, source)
+            if kind == "input":
+                self.inputs.append(name)
+        return name
+
+    def _call(self, node: fx.Node, names: Mapping[str, str], *, training: bool) -> None:
+        made = _outputs(node, names[node.name])
+        for name, tensor in made.items():
+            self.values[name] = _value(name, tensor, "activation", name)
+        module, module_type = _module(node)
+        self.nodes.append(
+            Node(
+                name=names[node.name],
+                op=str(node.target),
+                args=_convert(node.args, names),
+                kwargs=_convert(node.kwargs, names),
+                outputs=tuple(made),
+                module=module,
+                module_type=module_type,
+                training=training,
             )
-    return Graph(
-        values=values,
-        nodes=tuple(nodes),
-        inputs=tuple(inputs),
-        outputs=tuple(name for name in outputs if name in values),
-        modules={name: type(module) for name, module in model.named_modules()},
-        samples=_samples([values[name].shape for name in inputs]),
-        digest=digest_of(model),
-        example=describe(args, kwargs),
-    )
+        )
 
 
 def _value(name: str, tensor: Tensor, kind: Kind, source: str) -> Value:
@@ -179,13 +225,13 @@ def _output_name(producer: str, index: int) -> str:
     return f"{producer}#{index}"
 
 
-def _outputs(node: fx.Node) -> dict[str, Tensor]:
+def _outputs(node: fx.Node, called: str) -> dict[str, Tensor]:
     made = node.meta.get("val")
     if isinstance(made, Tensor):
-        return {node.name: made}
+        return {called: made}
     if isinstance(made, tuple | list):
         return {
-            _output_name(node.name, i): item
+            _output_name(called, i): item
             for i, item in enumerate(made)
             if isinstance(item, Tensor)
         }
