@@ -10,7 +10,7 @@ WORK ?= demo
 
 # The whole loop on handwritten digits; WORK=folder puts it elsewhere.
 demo: $(VENV)/.demo
-	$(BIN)/prunella run --task.spec digits --budget.macs 0.5 --finetune.max_drop 0.01 \
+	$(BIN)/prunella run digits --budget.macs 0.5 --finetune.max_drop 0.01 \
 		--run.folder $(WORK)
 
 test: $(VENV)/.test

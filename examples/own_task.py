@@ -1,4 +1,4 @@
-"""A task of your own. Try `prunella run --task.spec examples/own_task.py --budget.macs 0.5`."""
+"""A task of your own. Try `prunella run examples/own_task.py --budget.macs 0.5`."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import prunella
-from prunella import errors
+from prunella import config, errors
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "src" / "prunella").rglob("*.py"))
@@ -138,6 +138,24 @@ def test_code_on_the_first_pages_runs(page, tmp_path, monkeypatch):
     names = {}
     for block in blocks:
         exec(compile(block, page, "exec"), names)
+
+
+def commands():
+    """Find every `prunella ...` a reader may type, as (page, arguments)."""
+    pages = [ROOT / "README.md", ROOT / "Makefile", *sorted((ROOT / "docs").rglob("*.md"))]
+    for page in (*pages, *sorted((ROOT / "examples").glob("*.py"))):
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ").replace("$(WORK)", "demo")
+        for found in re.finditer(
+            r"(?:\$ |\(BIN\)/|`|-m )prunella ((?:run|init|analyze|prune|finetune) ?[^`\n|]*)", text
+        ):
+            yield pytest.param(found[1].split(), id=f"{page.name}: {found[1]}")
+
+
+@pytest.mark.parametrize("arguments", list(commands()))
+def test_commands_on_the_pages_are_understood(arguments):
+    settings = [word for word in arguments[1:] if word.startswith("--")]
+    rest = arguments[arguments.index(settings[0]) :] if settings else []
+    config.load(overrides=config.parse_overrides(rest))
 
 
 def test_links_between_pages_lead_somewhere():
