@@ -160,8 +160,22 @@ def reachable(context: Context, budget: Budget) -> dict[str, float]:
     """
     scores = score(context.dense, context.groups, context.config.prune.criterion)
     allocate(context.groups, scores, budget)
-    dense = {"macs": context.costs.macs, "params": context.costs.params}
-    return {name: limit / dense[name] for name, limit in budget.resolve(context.costs).items()}
+    limits = budget.resolve(context.costs)
+    return {name: _share(limit, getattr(context.costs, name)) for name, limit in limits.items()}
+
+
+def _share(limit: int, dense: int) -> float:
+    """Write a count as the shortest share that means it: the 0.7 the user gave, where it was one.
+
+    Example:
+        >>> _share(699, 999), _share(500, 999)
+        (0.7, 0.501)
+    """
+    for digits in range(1, 9):
+        share = round(limit / dense, digits)
+        if int(share * dense) == limit:
+            return share
+    return limit / dense
 
 
 def cut(

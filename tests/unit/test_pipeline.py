@@ -1,0 +1,344 @@
+"""The stages and the loop: what is reused, what is made again, what is accepted."""
+
+import dataclasses
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import prunella
+from prunella import pipeline, tasks
+from prunella.config import Config, load
+from prunella.errors import BudgetError, ConfigError, TaskError, WorkspaceError
+from prunella.pipeline import rounds, verbs
+from prunella.pipeline.context import Context, data_digest, share_of
+from prunella.pipeline.slots import Slot, attempts
+
+TASK = Path(__file__).parents[1] / "tiny_task.py"
+BASE = {
+    "task.spec": str(TASK),
+    "budget.macs": 0.5,
+    "prune.rounds": 2,
+    "analyze.ratios": (0.5,),
+    "finetune.epochs": 1,
+    "finetune.trials": 1,
+    "run.latency_seconds": 0.05,
+    "run.device": "cpu",
+}
+
+
+def settings(folder: Path, **more: Any) -> Config:
+    extra = {key.replace("__", "."): value for key, value in more.items()}
+    return load(None, {**BASE, "run.folder": str(folder), **extra})
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pipeline.Result]:
+    folder = tmp_path_factory.mktemp("runs") / "done"
+    return folder, pipeline.run(settings(folder))
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, logger="prunella")
+    return caplog
+
+
+def test_rounds_leave_equal_shares_of_the_rest() -> None:
+    budget = {"macs": 0.5}
+    step = rounds.first_step(budget, 3)
+    reached, targets = {"macs": 1.0}, []
+    while reached != budget:
+        reached = rounds.schedule(reached, step, budget)
+        targets.append(reached["macs"])
+    assert targets == pytest.approx([0.7937, 0.63, 0.5], abs=1e-4)
+    assert targets[-1] == 0.5
+
+
+def test_two_budgets_are_met_together() -> None:
+    budget = {"macs": 0.5, "params": 0.8}
+    step = rounds.first_step(budget, 2)
+    first = rounds.schedule(dict.fromkeys(budget, 1.0), step, budget)
+    assert first["macs"] == pytest.approx(0.5**0.5)
+    assert first["params"] == pytest.approx(0.8**0.5)
+    assert rounds.schedule(first, step, budget) == budget
+
+
+def test_a_smaller_step_is_half_of_it() -> None:
+    step = {"macs": 0.25}
+    half = rounds.smaller(step)
+    assert half["macs"] * half["macs"] == pytest.approx(0.25)
+
+
+def test_a_run_ends_within_its_budget(done: tuple[Path, pipeline.Result]) -> None:
+    folder, result = done
+    record = result.record
+    assert record.outcome == "done"
+    assert record.compressed is not None
+    assert record.compressed.macs <= 0.5 * record.baseline.macs
+    assert record.compressed.test is not None
+    assert record.certificate is not None
+    assert record.certificate.error < 1e-9
+    assert record.epochs == 2
+    assert [found.number for found in record.rounds] == [1, 2]
+    assert (folder / "report.html").stat().st_size > 1000
+    assert set(record.stages) == {"baseline", "analyze", "prune", "finetune", "transform", "test"}
+
+
+def test_the_result_loads_into_the_users_class(done: tuple[Path, pipeline.Result]) -> None:
+    folder, result = done
+    assert result.record.compressed is not None
+    task = tasks.load(str(TASK))
+    fresh = type(task.model())()
+    model = prunella.load(folder / "final", fresh)
+    assert type(model) is type(fresh)
+    assert prunella.count_macs(model, task.example_inputs) == result.record.compressed.macs
+    assert tasks.evaluate(model, task, "test") == result.record.compressed.test
+
+
+def test_the_same_run_again_makes_nothing_anew(
+    done: tuple[Path, pipeline.Result], said: pytest.LogCaptureFixture
+) -> None:
+    folder, result = done
+    plan = (folder / "final/plan.json").stat()
+    again = pipeline.run(settings(folder))
+    assert again.record == result.record
+    assert (folder / "final/plan.json").stat().st_mtime_ns == plan.st_mtime_ns
+    for stage in ("baseline", "sensitivity", "prune", "finetune", "final", "test"):
+        assert re.search(rf"reusing .*/{stage}\.json", said.text), stage
+    assert "again:" not in said.text
+
+
+def test_test_data_are_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[str] = []
+    real = Context.evaluate
+
+    def watch(self: Context, model: torch.nn.Module, split: tasks.Split) -> float:
+        judged.append(split)
+        return real(self, model, split)
+
+    monkeypatch.setattr(Context, "evaluate", watch)
+    for _ in range(2):
+        pipeline.run(settings(tmp_path / "run"))
+    assert judged.count("test") == 2  # the dense and the final model, in the first run
+    assert judged.index("test") == len(judged) - 2
+
+
+def test_a_changed_setting_is_the_reason(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
+    pipeline.analyze(settings(tmp_path))
+    pipeline.analyze(settings(tmp_path, prune__exclude=("conv1",)))
+    assert 'sensitivity.json` again: the settings.exclude ([] -> ["conv1"]) changed' in said.text
+    assert "baseline.json` again" not in said.text
+
+
+def test_changed_data_are_warned_about(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
+    pipeline.analyze(settings(tmp_path))
+    result = pipeline.analyze(settings(tmp_path, task__options={"seed": 1}))
+    assert "the data changed since the baseline was recorded" in said.text
+    assert any("the data changed" in note for note in result.record.notes)
+
+
+def test_verbs_by_hand(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
+    result = pipeline.analyze(settings(tmp_path))
+    assert result.next.startswith("prunella prune --task.spec ")
+    assert result.record.sensitivity is not None
+    assert result.record.compressed is None
+
+    result = pipeline.prune(settings(tmp_path, budget__macs=0.7))
+    assert "round 1 is pruned" in result.text
+    assert result.record.compressed is not None
+    assert result.record.compressed.macs <= 0.7 * result.record.baseline.macs
+    pipeline.prune(settings(tmp_path, budget__macs=0.8))  # not finetuned yet: the same round anew
+    assert "target.macs (0.7 -> 0.8) changed" in said.text
+
+    result = pipeline.finetune(settings(tmp_path))
+    assert "transform" in result.next
+    again = pipeline.prune(settings(tmp_path, budget__macs=0.8))
+    assert "round 1 is pruned" in again.text
+    pipeline.prune(settings(tmp_path, budget__macs=0.5))
+    assert "round 2: pruning to 50.0% of the MACs" in said.text
+    result = pipeline.finetune(settings(tmp_path))
+    assert [len(found.attempts) for found in result.record.rounds] == [1, 1]
+
+    result = pipeline.transform(settings(tmp_path))
+    assert result.record.outcome == "done"
+    assert result.record.compressed is not None
+    assert result.record.compressed.test is not None
+    assert result.record.compressed.macs <= 0.5 * result.record.baseline.macs
+    assert pipeline.report(settings(tmp_path)).name == "report.html"
+
+
+def test_stat_needs_no_folder(tmp_path: Path) -> None:
+    result = pipeline.stat(settings(tmp_path / "none"))
+    assert sum(result.layers.values()) == result.record.baseline.macs
+    assert not (tmp_path / "none").exists()
+    assert [group.name for group in result.record.frozen] == ["head"]
+
+
+def test_stat_of_a_pruned_run(done: tuple[Path, pipeline.Result]) -> None:
+    result = pipeline.stat(settings(done[0]))
+    assert result.record.compressed is not None
+    assert sum(result.layers.values()) == result.record.compressed.macs
+
+
+def test_masked_training_ends_with_a_pruned_model(tmp_path: Path) -> None:
+    result = pipeline.run(settings(tmp_path, finetune__masked=True))
+    assert result.record.compressed is not None
+    assert result.record.compressed.macs <= 0.5 * result.record.baseline.macs
+
+
+def test_several_experiments_are_recorded(tmp_path: Path) -> None:
+    result = pipeline.run(
+        settings(tmp_path, prune__rounds=1, finetune__trials=3, finetune__epochs=2)
+    )
+    attempt = result.record.rounds[0].accepted
+    assert attempt is not None
+    assert len(attempt.experiments) == 3
+    assert [each.best for each in attempt.experiments].count(True) == 1
+    assert {each.state for each in attempt.experiments} == {"complete", "stopped"}
+    assert result.record.epochs == sum(len(each.epochs) for each in attempt.experiments)
+    assert not list(tmp_path.rglob("experiment-*")), "checkpoints of a finished search are litter"
+
+
+def test_a_missed_floor_is_tried_again_with_smaller_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The real rounds, with a floor that only small reductions meet.
+    real = rounds.judge
+
+    def strict(context: Context, slot: Slot, tuned: Any, baseline: Any) -> Any:
+        entry = real(context, slot, tuned, baseline)
+        pruned = context.space.read(slot.record("prune"))
+        assert pruned is not None
+        if pruned.payload["target"]["macs"] < 0.6:
+            payload = {"accepted": False, "reason": "too much at once"}
+            context.space.write(slot.record("verdict"), entry.inputs, payload)
+            return context.space.read(slot.record("verdict"))
+        return entry
+
+    monkeypatch.setattr(rounds, "judge", strict)
+    config = settings(tmp_path, budget__macs=0.25, prune__retries=1)
+    result = pipeline.run(config)
+    targets = [
+        [round(attempt.target["macs"], 3) for attempt in found.attempts]
+        for found in result.record.rounds
+    ]
+    assert targets == [[0.5, 0.707], [0.5]]
+    assert [[a.accepted for a in found.attempts] for found in result.record.rounds] == [
+        [False, True],
+        [False],
+    ]
+    assert result.record.outcome == "floor"
+    assert result.record.compressed is not None
+    assert 0.6 < result.record.compressed.macs / result.record.baseline.macs <= 0.708
+    assert any("the budget was not met" in note for note in result.record.notes)
+
+
+def test_a_floor_nothing_meets_leaves_the_model(tmp_path: Path) -> None:
+    config = settings(
+        tmp_path, budget__macs=0.1, finetune__max_drop=0.0, prune__retries=0, finetune__lr=(1e-6,)
+    )
+    result = pipeline.run(config)
+    assert result.record.outcome == "floor"
+    assert result.record.compressed is None
+    assert "no round met the floor" in result.text
+    assert not (tmp_path / "final").exists()
+
+
+def test_a_floor_above_the_dense_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"already misses the floor 1\.5"):
+        pipeline.run(settings(tmp_path, finetune__floor=1.5))
+
+
+def test_a_budget_that_cannot_be_met_is_said_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match="the smallest possible leaves"):
+        pipeline.run(settings(tmp_path, budget__macs=0.001))
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_verbs_out_of_order(tmp_path: Path) -> None:
+    with pytest.raises(WorkspaceError, match=r"nothing is pruned yet .*prunella prune --task"):
+        pipeline.finetune(settings(tmp_path))
+    with pytest.raises(WorkspaceError, match="nothing to transform"):
+        pipeline.transform(settings(tmp_path))
+    with pytest.raises(WorkspaceError, match="no run to report on"):
+        pipeline.report(settings(tmp_path / "none"))
+
+
+def test_excluding_an_unknown_layer(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="`exclude` entry 'convv1' matches no module"):
+        pipeline.analyze(settings(tmp_path, prune__exclude=("convv1",)))
+
+
+def test_a_damaged_file_of_the_run_is_named(done: tuple[Path, pipeline.Result]) -> None:
+    path = done[0] / "rounds/01/1/finetuned/model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-4])
+    try:
+        with pytest.raises(
+            WorkspaceError,
+            match=r"01/1/finetuned/model\.safetensors` is damaged.*`prunella finetune`",
+        ):
+            pipeline.run(settings(done[0]))
+    finally:
+        path.write_bytes(whole)
+
+
+def test_a_plan_of_another_model_in_the_folder(
+    done: tuple[Path, pipeline.Result], tmp_path: Path
+) -> None:
+    other = tmp_path / "other.py"
+    other.write_text(
+        TASK.read_text()
+        .replace("Conv2d(12, 16, 3", "Conv2d(12, 24, 3")
+        .replace("BatchNorm2d(16)", "BatchNorm2d(24)")
+        .replace("Conv2d(16, 12, 3", "Conv2d(24, 12, 3")
+    )
+    with pytest.raises(prunella.PrunellaError, match="structure"):
+        pipeline.stat(settings(done[0], task__spec=str(other)))
+
+
+def test_a_loader_that_raises_loses_nothing(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    text = TASK.read_text()
+    broken.write_text(
+        text.replace(
+            "            time.sleep(self.pause)\n",
+            "            if self.shuffled and self.epoch > 1:\n"
+            '                raise OSError("the disk of images is gone")\n',
+        ).replace("for epoch in range(6)", "for epoch in range(1)")
+    )
+    folder = tmp_path / "run"
+    config = settings(folder, task__spec=str(broken), finetune__epochs=2)
+    with pytest.raises(TaskError, match="in epoch 2 raised at batch 0: OSError: the disk of"):
+        pipeline.run(config)
+    assert [attempt.tuned for attempt in attempts(verbs.Workspace(folder))] == [None]
+    assert list(folder.rglob("epoch-0001.safetensors"))
+
+
+def test_a_share_of_the_data() -> None:
+    task = tasks.load(str(TASK))
+    some = share_of(task, "valid", 0.6)
+    assert [len(list(some.data("valid"))) for _ in range(2)] == [3, 3]
+    assert share_of(task, "valid", 1.0) is task
+
+
+def test_fingerprints_follow_the_data() -> None:
+    first, same, other = (tasks.load(str(TASK), seed=seed) for seed in (0, 0, 1))
+    for split in ("train", "valid"):
+        assert data_digest(first, split) == data_digest(same, split)
+        assert data_digest(first, split) != data_digest(other, split)
+
+
+def test_data_no_seed_decides_have_no_fingerprint() -> None:
+    task = tasks.load(str(TASK))
+    generator = torch.Generator()
+    generator.seed()
+
+    def data(split: tasks.Split) -> list[Any]:
+        return [(torch.rand(2, generator=generator), torch.zeros(2))]
+
+    assert data_digest(dataclasses.replace(task, data=data), "valid") == "not reproducible"
