@@ -15,7 +15,7 @@ from tests import oracle
 from tests.coupling import compare_with_experiment
 from tests.property.networks import Description, build, describe, descriptions, images
 
-NETWORKS = 240
+NETWORKS = 208
 CHUNKS = 8
 
 
@@ -31,7 +31,7 @@ def check(description: Description) -> int:
         with pytest.raises(NothingToPruneError, match="every group is frozen"):
             prunella.prune(model, inputs, ratio=0.5)
         return 0
-    scores = prunella.score(model, groups, "random" if seed % 2 else "magnitude")
+    scores = prunella.score(model, groups, "random" if seed % 3 else "magnitude")
     with pytest.raises(NothingToPruneError, match="removes nothing"):
         prunella.allocate(groups, scores, 0.0)
     plans = [plan for target in targets(groups, seed) if (plan := made(groups, scores, target))]
@@ -39,7 +39,8 @@ def check(description: Description) -> int:
         pruned_equals_masked(model, plan, inputs)
         assert prunella.Plan.from_json(plan.to_json()) == plan
         assert make_plan(groups, mask_of(groups, plan.channels)).kept == plan.kept
-    budgets(groups, scores)
+    if seed % 2 == 0:
+        budgets(groups, scores)
     assert oracle.unchanged(model, before), "the model was touched"
     return len(plans)
 
@@ -125,7 +126,7 @@ def test_all_laws_hold_on_evenly_spread_networks(chunk: int) -> None:
 
 
 @settings(
-    max_examples=30,
+    max_examples=20,
     derandomize=True,
     database=None,
     deadline=None,
