@@ -91,7 +91,7 @@ def _read_strips(
     for name in names:
         path = folder / name
         try:
-            with np.load(path) as content:
+            with path.open("rb") as file, np.load(file) as content:
                 for key in sorted(key for key in content.files if key.startswith("s")):
                     with Image.open(io.BytesIO(content[key].tobytes())) as strip:
                         images.append(np.asarray(strip.convert("RGB")).reshape(-1, 32, 32, 3))

@@ -116,10 +116,17 @@ def _pretrained(depth: int, folder: Path, weights: str | Path | None) -> nn.Modu
         )
     model = CifarResNet(depth)
     try:
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError, OSError) as cause:
-        raise TaskError(
-            f"`{path}` does not hold the weights of ResNet-{depth}: {cause}. Check the option "
-            "`depth`, or put the original file back"
-        ) from cause
+        found = load_file(path)
+    except (SafetensorError, OSError) as cause:
+        raise TaskError(f"`{path}` is damaged: {cause}. Put the original file back") from cause
+    wanted = model.state_dict()
+    for key in sorted(wanted.keys() | found.keys()):
+        shapes = [tuple(state[key].shape) if key in state else None for state in (wanted, found)]
+        # Files made elsewhere may lack the counter, which these networks do not use.
+        if shapes[0] != shapes[1] and not key.endswith("num_batches_tracked"):
+            raise TaskError(
+                f"`{path}` does not hold the weights of ResNet-{depth}: `{key}` has shape "
+                f"{shapes[1]}, not {shapes[0]}. Check the option `depth`"
+            )
+    model.load_state_dict(found, strict=False)
     return model.eval()

@@ -1,0 +1,72 @@
+"""Distillation against the definition, and outputs it cannot use."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from prunella.distilling import distillation, logits_of
+from prunella.errors import TaskError
+
+
+def by_definition(model: np.ndarray, teacher: np.ndarray, temperature: float) -> float:
+    def softmax(rows: np.ndarray) -> np.ndarray:
+        powers = np.exp(rows / temperature)
+        return powers / powers.sum(1, keepdims=True)
+
+    first, second = softmax(model), softmax(teacher)
+    return temperature**2 * float((second * np.log(second / first)).sum(1).mean())
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_definition(temperature: float) -> None:
+    model, teacher = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    found = distillation(model, teacher, temperature).item()
+    assert found == pytest.approx(by_definition(model.numpy(), teacher.numpy(), temperature), 1e-5)
+
+
+def test_zero_for_equal_outputs() -> None:
+    logits = torch.randn(5, 3)
+    assert distillation(logits, logits + 7, 2.0).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_classes_of_images_and_of_tokens() -> None:
+    model, teacher = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    flat = [value.permute(0, 2, 3, 1).reshape(-1, 3) for value in (model, teacher)]
+    assert torch.allclose(distillation(model, teacher, 2.0), distillation(*flat, 2.0))
+    tokens = [value.reshape(2, 20, 3) for value in flat]
+    assert torch.allclose(distillation(*tokens, 2.0), distillation(*flat, 2.0))
+
+
+@dataclass
+class Outputs:
+    logits: Any
+    hidden: Tensor | None = None
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"logits": x}, Outputs])
+def test_logits_are_found(wrap: Any) -> None:
+    logits = torch.randn(2, 3)
+    assert logits_of(wrap(logits)) is logits
+
+
+@pytest.mark.parametrize(
+    "outputs", [(torch.zeros(2, 3), 1), {"out": torch.zeros(2, 3)}, Outputs(None), None]
+)
+def test_no_logits(outputs: Any) -> None:
+    with pytest.raises(TaskError, match=r"distillation needs logits.*Set `distill = 0`"):
+        logits_of(outputs)
+
+
+def test_other_classes() -> None:
+    with pytest.raises(TaskError, match=r"shape \(2, 3\), the teacher's \(2, 4\)"):
+        distillation(torch.zeros(2, 3), torch.zeros(2, 4), 1.0)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), ()])
+def test_no_classes(shape: tuple[int, ...]) -> None:
+    with pytest.raises(TaskError, match="have no classes to compare"):
+        distillation(torch.zeros(shape), torch.zeros(shape), 1.0)

@@ -1,0 +1,558 @@
+"""The training loop: it learns, resumes exactly, and fails in the open."""
+
+import copy
+import errno
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from prunella.errors import ConfigError, TaskError, WorkspaceError
+from prunella.finetuning import DECAYS, DivergedError, Recipe, checkpoint, finetune
+from prunella.finetuning.averaging import Average
+from prunella.finetuning.feeding import Feed, own_randomness
+from prunella.finetuning.schedule import factor, warmup_steps
+from prunella.progress import silent
+from prunella.tasks import evaluate
+from tests.unit.small_task import Points, small_model, small_task
+
+RECIPE = Recipe(epochs=4, lr=0.05, distill=0.0)
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    others = second.state_dict()
+    return all(torch.equal(value, others[name]) for name, value in first.state_dict().items())
+
+
+# ---- schedule
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_decay_starts_at_one_and_never_rises(decay: Any) -> None:
+    factors = [factor(step, 40, decay=decay, warmup=0.0) for step in range(40)]
+    assert factors[0] == 1.0
+    assert all(later <= earlier for earlier, later in pairwise(factors))
+    assert min(factors) > 0
+
+
+def test_decay_values_by_hand() -> None:
+    assert factor(20, 40, decay="cosine", warmup=0.0) == pytest.approx(0.5)
+    assert factor(10, 40, decay="linear", warmup=0.0) == pytest.approx(0.75)
+    assert [factor(step, 4, decay="step", warmup=0.0) for step in range(4)] == [1, 1, 0.1, 0.01]
+    assert factor(39, 40, decay="constant", warmup=0.0) == 1.0
+
+
+def test_warmup_rises_to_the_whole_rate() -> None:
+    factors = [factor(step, 20, decay="linear", warmup=0.2) for step in range(5)]
+    assert warmup_steps(20, 0.2) == 4
+    assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_one_step_and_steps_beyond_the_last() -> None:
+    assert factor(0, 1, decay="cosine", warmup=0.9) == 1.0
+    assert factor(99, 10, decay="linear", warmup=0.0) == factor(9, 10, decay="linear", warmup=0.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs is at least 1, got 0"),
+        ({"lr": 0.0}, "lr is greater than 0"),
+        ({"lr": math.nan}, "lr is greater than 0, got nan"),
+        ({"decay": "exp"}, "decay is one of cosine, linear, step, constant, got 'exp'"),
+        ({"warmup": 1.0}, r"warmup is a share of the steps in \[0, 1\)"),
+        ({"distill": 1.5}, r"distill is a share of the loss in \[0, 1\], got 1.5"),
+        ({"temperature": 0.0}, "temperature is greater than 0"),
+        ({"ema": 1.0}, r"ema is in \[0, 1\)"),
+        ({"optimizer": "lion"}, "optimizer is 'sgd' or 'adamw', got 'lion'"),
+        ({"precision": "fp16"}, "precision is 'no' or 'bf16', got 'fp16'"),
+        ({"seed": -1}, "seed is at least 0"),
+    ],
+)
+def test_recipe_refuses(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Recipe(**change)
+
+
+# ---- learning
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        RECIPE,
+        replace(RECIPE, optimizer="adamw", lr=0.01),
+        replace(RECIPE, momentum=0.0, lr=0.3),
+        replace(RECIPE, ema=0.9),
+        replace(RECIPE, precision="bf16"),
+        replace(RECIPE, distill=1.0),
+    ],
+    ids=["sgd", "adamw", "no momentum", "ema", "bf16", "teacher alone"],
+)
+def test_it_learns_and_leaves_the_model_untouched(recipe: Recipe) -> None:
+    task, model = small_task(), small_model()
+    before = copy.deepcopy(model)
+    teacher = finetune(model, task, RECIPE).model if recipe.distill else None
+    done = finetune(model, task, recipe, teacher=teacher)
+    assert same(model, before)
+    assert model.training
+    assert done.model.training
+    assert done.metric > 0.9
+    assert done.metric == evaluate(done.model, task, "valid")
+    assert [epoch.epoch for epoch in done.history] == [1, 2, 3, 4]
+    assert done.finished
+    assert done.seconds > 0
+
+
+def test_the_user_s_module_is_not_patched() -> None:
+    done = finetune(small_model(), small_task(), replace(RECIPE, epochs=1, precision="bf16"))
+    assert set(vars(done.model)) == set(vars(small_model()))
+    assert all(parameter.dtype == torch.float32 for parameter in done.model.parameters())
+
+
+def test_channels_last_is_taken_back() -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 8, 3, padding=1)
+            self.rest = small_model()
+            self.seen: list[bool] = []
+
+        def forward(self, points: Tensor) -> Tensor:
+            images = points[:, :, None, None].expand(-1, -1, 4, 4)
+            self.seen.append(self.conv.weight.is_contiguous(memory_format=torch.channels_last))
+            outputs: Tensor = self.rest(self.conv(images).mean((2, 3))[:, :4])
+            return outputs
+
+    done = finetune(Flat(), small_task(), replace(RECIPE, epochs=1, channels_last=True))
+    assert done.model.seen  # type: ignore[truthy-function]
+    assert all(done.model.seen)  # type: ignore[arg-type]
+    assert done.model.conv.weight.is_contiguous()  # type: ignore[union-attr,operator]
+
+
+def test_same_seed_same_weights_other_seed_others() -> None:
+    task, model = small_task(), small_model()
+    first = finetune(model, task, RECIPE).model
+    assert same(first, finetune(model, task, RECIPE).model)
+    assert not same(first, finetune(model, task, replace(RECIPE, seed=1)).model)
+
+
+def test_global_random_generators_are_given_back() -> None:
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    finetune(small_model(), small_task(), replace(RECIPE, epochs=1))
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_report_can_stop() -> None:
+    seen = []
+
+    def report(epoch: int, loss: float | None, metric: float) -> bool:
+        seen.append((epoch, loss, metric))
+        return epoch == 2
+
+    done = finetune(small_model(), small_task(), RECIPE, report=report)
+    assert not done.finished
+    assert [epoch for epoch, *_ in seen] == [1, 2]
+    assert [(epoch.epoch, epoch.loss, epoch.metric) for epoch in done.history] == seen
+
+
+def test_progress_counts_every_step() -> None:
+    counts: dict[str, int] = {}
+
+    def progress(label: str, total: int | None) -> Any:
+        counts[label] = counts.get(label, 0)
+
+        class Stage:
+            def __enter__(self) -> Callable[[int], None]:
+                return lambda count: counts.update({label: counts[label] + count})
+
+            def __exit__(self, *why: object) -> None:
+                pass
+
+        return Stage()
+
+    finetune(small_model(), small_task(), replace(RECIPE, epochs=2), progress=progress)
+    assert counts == {"finetuning, epoch 1/2": 6, "finetuning, epoch 2/2": 6, "valid": 12}
+
+
+def test_frozen_model_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"nothing to finetune. Call `model.requires_grad_"):
+        finetune(small_model().requires_grad_(False), small_task(), RECIPE)
+
+
+def test_average_by_hand() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(0.0)
+    average = Average(model, 0.5)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    average.update(0)  # keeps 1/10 of 0
+    assert average.values["weight"].item() == pytest.approx(0.9)
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+    average.update(1000)  # keeps 0.5 of 0.9
+    assert average.values["weight"].item() == pytest.approx(1.45)
+    with average.in_place():
+        assert model.weight.item() == pytest.approx(1.45)
+    assert model.weight.item() == 2.0
+
+
+# ---- order of the data
+
+
+def test_generic_loader_and_dataloader_repeat_an_epoch() -> None:
+    data = TensorDataset(torch.arange(20.0))
+    for loader in (
+        DataLoader(data, batch_size=3, shuffle=True),
+        DataLoader(data, batch_size=3, shuffle=True, generator=torch.Generator().manual_seed(9)),
+    ):
+        with own_randomness(torch.device("cpu")):
+            feed = Feed(loader, seed=1)
+            epochs = [torch.cat([batch[0] for batch in feed.epoch(n)]) for n in (1, 2, 1)]
+        assert torch.equal(epochs[0], epochs[2])
+        assert not torch.equal(epochs[0], epochs[1])
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+def test_processes_share_the_batches(as_list: bool) -> None:
+    data = TensorDataset(torch.arange(20.0))
+    loader: Any = DataLoader(data, batch_size=3, shuffle=not as_list)
+    loader = list(loader) if as_list else loader
+    with own_randomness(torch.device("cpu")):
+        whole = list(Feed(loader, 1).epoch(1))
+        shares = [list(Feed(loader, 1, index, 2).epoch(1)) for index in range(2)]
+        assert Feed(loader, 1, 0, 2).steps(silent) == 3
+    assert [len(share) for share in shares] == [3, 3]
+    for index, share in enumerate(shares):
+        for mine, all_of in zip(share, whole[index::2], strict=False):
+            assert torch.equal(mine[0], all_of[0])
+
+
+def test_loader_without_length_is_counted() -> None:
+    class Endless:
+        def __iter__(self) -> Any:
+            return iter(list(Points(0)))
+
+    done = finetune(
+        small_model(),
+        replace(small_task(), data=lambda split: Endless()),
+        replace(RECIPE, epochs=1, decay="linear", warmup=0.0),
+    )
+    assert done.history[0].lr == pytest.approx(0.05 / 6)
+
+
+# ---- resuming
+
+
+class Interrupt:
+    """A report that plays Ctrl-C after an epoch was saved."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def __call__(self, epoch: int, loss: float | None, metric: float) -> bool:
+        if epoch == self.after:
+            raise KeyboardInterrupt
+        return False
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        replace(RECIPE, warmup=0.3),
+        replace(RECIPE, optimizer="adamw", lr=0.01, ema=0.9, decay="linear"),
+        replace(RECIPE, precision="bf16", momentum=0.0, decay="step"),
+        replace(RECIPE, distill=0.5),
+    ],
+    ids=["sgd", "adamw ema", "bf16", "distill"],
+)
+@pytest.mark.parametrize("where", ["inside an epoch", "between epochs"])
+def test_resumed_training_is_bit_identical(recipe: Recipe, where: str, tmp_path: Path) -> None:
+    model, teacher = small_model(), small_model(3)
+    wanted = finetune(model, small_task(), recipe, teacher=teacher)
+
+    broken = Points(0)
+    report = None
+    if where == "inside an epoch":
+        broken.raise_at, broken.error = (3, 2), KeyboardInterrupt()
+    else:
+        report = Interrupt(2)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(
+            model, small_task(broken), recipe, teacher=teacher, checkpoint=tmp_path, report=report
+        )
+    found = finetune(model, small_task(), recipe, teacher=teacher, checkpoint=tmp_path)
+    assert found.resumed == 2
+    assert same(found.model, wanted.model)
+    assert [(epoch.loss, epoch.metric, epoch.lr) for epoch in found.history] == [
+        (epoch.loss, epoch.metric, epoch.lr) for epoch in wanted.history
+    ]
+
+
+def test_finished_training_is_not_repeated(tmp_path: Path) -> None:
+    first = finetune(small_model(), small_task(), RECIPE, checkpoint=tmp_path)
+    silent_data = Points(0)
+    silent_data.raise_at = (5, 0)
+    again = finetune(small_model(), small_task(silent_data), RECIPE, checkpoint=tmp_path)
+    assert again.resumed == 4
+    assert again.history == first.history
+    assert same(first.model, again.model)
+
+
+def test_reports_of_saved_epochs_are_made_again(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        finetune(small_model(), small_task(), RECIPE, checkpoint=tmp_path, report=Interrupt(2))
+    done = finetune(
+        small_model(),
+        small_task(),
+        RECIPE,
+        checkpoint=tmp_path,
+        report=lambda epoch, loss, metric: epoch == 2,
+    )
+    assert len(done.history) == 2
+
+
+def test_checkpoint_of_another_training_is_not_continued(tmp_path: Path) -> None:
+    finetune(small_model(), small_task(), RECIPE, checkpoint=tmp_path)
+    done = finetune(small_model(), small_task(), replace(RECIPE, lr=0.01), checkpoint=tmp_path)
+    assert done.resumed == 0
+    assert "was not continued: recipe.lr (0.05 -> 0.01) changed" in done.note
+    done = finetune(small_model(7), small_task(), replace(RECIPE, lr=0.01), checkpoint=tmp_path)
+    assert done.resumed == 0
+    assert "the model changed" in done.note
+
+
+def test_only_the_last_epoch_is_kept(tmp_path: Path) -> None:
+    (tmp_path / ".unfinished-left").write_text("by a killed process")
+    finetune(small_model(), small_task(), RECIPE, checkpoint=tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["checkpoint.json", "epoch-0004.safetensors"]
+
+
+# ---- failing
+
+
+@pytest.mark.parametrize("cut", [0, 10, -1])
+@pytest.mark.parametrize("name", ["checkpoint.json", "epoch-0004.safetensors"])
+def test_truncated_checkpoint(name: str, cut: int, tmp_path: Path) -> None:
+    folder = tmp_path / "training"
+    finetune(small_model(), small_task(), RECIPE, checkpoint=folder)
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(
+        WorkspaceError, match=rf"`.*{name}` is damaged: .*delete the folder `.*training`"
+    ):
+        finetune(small_model(), small_task(), RECIPE, checkpoint=folder)
+
+
+def test_tampered_checkpoint(tmp_path: Path) -> None:
+    finetune(small_model(), small_task(), RECIPE, checkpoint=tmp_path)
+    path = tmp_path / "checkpoint.json"
+    data = json.loads(path.read_text())
+    data["body"]["values"]["history"][3]["metric"] = 1.0
+    data["body"]["epoch"] = 3
+    path.write_text(json.dumps(data))
+    with pytest.raises(WorkspaceError, match="content does not match its sha256"):
+        finetune(small_model(), small_task(), RECIPE, checkpoint=tmp_path)
+
+
+def test_missing_tensors(tmp_path: Path) -> None:
+    finetune(small_model(), small_task(), RECIPE, checkpoint=tmp_path)
+    (tmp_path / "epoch-0004.safetensors").unlink()
+    with pytest.raises(WorkspaceError, match=r"epoch-0004.safetensors` is damaged: it cannot be"):
+        finetune(small_model(), small_task(), RECIPE, checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize("step", ["tensors", "sync", "rename"])
+def test_full_disk_keeps_the_epoch_before(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = finetune(small_model(), small_task(), RECIPE)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fill(epoch: int, loss: float | None, metric: float) -> bool:
+        if epoch == 2 and step == "tensors":
+            monkeypatch.setattr(checkpoint, "save_file", full)
+        elif epoch == 2 and step == "sync":
+            monkeypatch.setattr(checkpoint.os, "fsync", full)
+        elif epoch == 2:
+            monkeypatch.setattr(Path, "replace", full)
+        return False
+
+    with pytest.raises(WorkspaceError, match=r"No space left on device.*free some space"):
+        finetune(small_model(), small_task(), RECIPE, checkpoint=tmp_path, report=fill)
+    monkeypatch.undo()
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["checkpoint.json", "epoch-0002.safetensors"]
+    done = finetune(small_model(), small_task(), RECIPE, checkpoint=tmp_path)
+    assert done.resumed == 2
+    assert same(done.model, wanted.model)
+
+
+def test_full_disk_met_by_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise checkpoint.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(WorkspaceError, match=r"cannot write the checkpoint in .*No space left"):
+        finetune(small_model(), small_task(), RECIPE, checkpoint=tmp_path)
+
+
+def test_loader_that_raises_mid_epoch(tmp_path: Path) -> None:
+    broken = Points(0)
+    broken.raise_at = (3, 2)
+    with pytest.raises(
+        TaskError,
+        match=r"split `train` in epoch 3 raised at batch 2: RuntimeError: the disk of images is",
+    ) as caught:
+        finetune(small_model(), small_task(broken), RECIPE, checkpoint=tmp_path)
+    assert caught.value.__cause__ is broken.error
+    done = finetune(small_model(), small_task(), RECIPE, checkpoint=tmp_path)
+    assert done.resumed == 2
+
+
+@pytest.mark.parametrize("recipe", [replace(RECIPE, lr=1e30), replace(RECIPE, lr=1e20, warmup=0.9)])
+def test_divergence_names_epoch_and_step(recipe: Recipe) -> None:
+    with pytest.raises(
+        DivergedError, match=r"in epoch \d, step \d+: the training has diverged. Lower the learning"
+    ) as caught:
+        finetune(small_model(), small_task(), recipe)
+    assert len(caught.value.history) == caught.value.epoch - 1
+
+
+def test_the_first_step_not_finite_is_named() -> None:
+    calls = []
+
+    def loss(outputs: Tensor, batch: Any) -> Tensor:
+        calls.append(1)
+        return outputs.sum() * (math.nan if len(calls) == 9 else 1.0)
+
+    with pytest.raises(DivergedError, match="the loss is nan in epoch 2, step 3"):
+        finetune(small_model(), replace(small_task(), loss=loss), replace(RECIPE, lr=1e-4))
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda outputs, batch: outputs, r"must be a tensor of one number, got \(8, 2\)"),
+        (lambda outputs, batch: 3.0, "must be a tensor of one number, got float"),
+        (lambda outputs, batch: outputs["x"], "the loss of task `points` raised"),
+    ],
+)
+def test_bad_loss(loss: Any, message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        finetune(small_model(), replace(small_task(), loss=loss), RECIPE)
+
+
+def test_bad_inputs() -> None:
+    task = replace(small_task(), inputs=lambda batch: batch[0])
+    with pytest.raises(TaskError, match="must return a tuple of positional inputs, got Tensor"):
+        finetune(small_model(), task, RECIPE)
+
+
+# ---- the user's own loop
+
+
+def test_own_training_loop(tmp_path: Path) -> None:
+    calls = []
+
+    def train(model: nn.Module, epochs: int) -> nn.Module:
+        calls.append(epochs)
+        return finetune(model, small_task(), replace(RECIPE, epochs=epochs)).model
+
+    task = replace(small_task(), train=train)
+    first = finetune(small_model(), task, RECIPE, checkpoint=tmp_path)
+    again = finetune(small_model(), task, RECIPE, checkpoint=tmp_path)
+    assert calls == [4]
+    assert first.metric > 0.9
+    assert same(first.model, again.model)
+    assert first.history == again.history
+
+
+def test_own_training_loop_that_raises() -> None:
+    def train(model: nn.Module, epochs: int) -> nn.Module:
+        raise ValueError("no licence")
+
+    with pytest.raises(TaskError, match="training loop of task `points` raised ValueError: no lic"):
+        finetune(small_model(), replace(small_task(), train=train), RECIPE)
+
+
+def test_own_training_loop_that_returns_something_else() -> None:
+    task = replace(small_task(), train=lambda model, epochs: 3)  # type: ignore[arg-type,return-value]
+    with pytest.raises(TaskError, match=r"must return the model .* got int"):
+        finetune(small_model(), task, RECIPE)
+
+
+# ---- several processes
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+from accelerate import PartialState
+from safetensors.torch import save_file
+from prunella.finetuning import Recipe, finetune
+from prunella.experiments import Space, search
+from tests.unit.small_task import small_model, small_task
+
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+recipe = Recipe(epochs=3, lr=0.05, ema=0.5)
+done = finetune(
+    small_model(), small_task(), recipe, teacher=small_model(3), checkpoint=folder / "training"
+)
+index = PartialState().process_index
+assert PartialState().num_processes == 2
+save_file(done.model.state_dict(), folder / f"finetuned-{index}.safetensors")
+space = Space(Recipe(epochs=2, distill=0.0), (0.05, 1e30))
+found = search(small_model(), small_task(), space, folder=folder / "search")
+assert [experiment.state for experiment in found.experiments] == ["complete", "failed"]
+assert found.epochs == 3, found.experiments
+save_file(found.model.state_dict(), folder / f"searched-{index}.safetensors")
+PartialState().destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    # What `accelerate launch` itself starts for several accelerators; for CPUs it wants mpirun.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    command += ["2", str(script), str(tmp_path)]
+    environment = {
+        **os.environ,
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    for name in ("finetuned", "searched"):
+        first, second = (load_file(tmp_path / f"{name}-{index}.safetensors") for index in range(2))
+        assert first.keys() == second.keys()
+        for key, value in first.items():
+            assert torch.equal(value, second[key]), key
+    alone = finetune(
+        small_model(), small_task(), Recipe(epochs=3, lr=0.05, ema=0.5), teacher=small_model(3)
+    )
+    assert not torch.equal(alone.model.state_dict()["0.weight"], first["0.weight"])
