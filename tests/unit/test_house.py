@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 import types
 from importlib import metadata
 from pathlib import Path
@@ -92,6 +93,21 @@ def test_no_pickle_is_written_or_read(path):
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_no_file_is_called_utils(path):
     assert not re.search(r"util|helper|common|misc", path.stem)
+
+
+def test_every_import_is_a_declared_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    lists = [project["dependencies"], extras["demo"], extras["vision"]]
+    declared = {re.match(r"[\w-]+", entry)[0].lower() for found in lists for entry in found}
+    distributions = metadata.packages_distributions()
+    used = {
+        distributions[top][0].lower()
+        for path in SOURCES
+        for top in {name.split(".")[0] for name in imported(path)}
+        if top not in sys.stdlib_module_names and top != "prunella"
+    }
+    assert used == declared, "an import that is not declared, or a dependency without a user"
 
 
 def test_importing_is_light():
