@@ -67,6 +67,13 @@ class BudgetSection(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> "BudgetSection":
+        for name in ("macs", "params"):
+            value = getattr(self, name)
+            if isinstance(value, float) and value > 1 and not value.is_integer():
+                raise ValueError(
+                    f"{name} is a share of the dense model in (0, 1] (0.5 or '50%') or a count, "
+                    f"got {value}"
+                )
         if self.macs is not None or self.params is not None:
             self.to_budget()
         return self

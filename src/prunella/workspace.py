@@ -36,7 +36,10 @@ _RECREATE = {
     "test": "prunella transform",
 }
 _FRESH = ".unfinished-"
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+_DISK = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # full
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST),  # not ours to write
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +268,8 @@ def guard(where: Path) -> Iterator[None]:
             raise
         raise _cannot_write(where, cause) from cause
     except SafetensorError as cause:
-        if "No space left" not in str(cause) and "os error 28" not in str(cause):
+        # safetensors writes outside Python and reports the system's error as text.
+        if not any(f"os error {number})" in str(cause) for number in _DISK):
             raise
         raise _cannot_write(where, cause) from cause
 

@@ -83,10 +83,11 @@ def split(message: str) -> tuple[str, str]:
         >>> split("`a.json` is damaged: it is empty. Delete it and run again")
         ('`a.json` is damaged: it is empty', 'Delete it and run again')
     """
-    found = re.search(r"(?<=[^\s.])\. (?=[A-Z`])", message)
+    found = re.search(r"(?<=[^\s.])\. (?=[A-Z`])|; (?=did you mean)", message)
     if found is None:
         return message, ""
-    return message[: found.start()], message[found.end() :]
+    what, hint = message[: found.start()], message[found.end() :]
+    return what, hint[:1].upper() + hint[1:]
 
 
 class _Terminal(logging.Handler):

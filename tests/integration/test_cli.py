@@ -1,0 +1,254 @@
+"""The command line: what it prints where, what it teaches, what it says when things go wrong."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from prunella.cli import app
+from prunella.cli.speaking import split
+from prunella.cli.verbs import VERBS
+from prunella.config import keys
+
+TASK = Path(__file__).parents[1] / "tiny_task.py"
+QUICK = [
+    "--prune.rounds=1",
+    "--analyze.ratios=0.5",
+    "--finetune.epochs=1",
+    "--finetune.trials=1",
+    "--run.latency_seconds=0.05",
+    "--run.device=cpu",
+]
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+
+
+def quick(verb: str, folder: Path, *more: str) -> Result:
+    return call(verb, str(TASK), *QUICK, "--run.folder", str(folder), *more)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    return folder, quick("run", folder, "--budget.macs", "0.5")
+
+
+def test_run_prints_the_table_to_stdout_and_the_rest_to_stderr(
+    finished: tuple[Path, Result],
+) -> None:
+    folder, result = finished
+    assert result.exit_code == 0, result.output
+    assert re.search(r"Baseline +Compressed +Delta", result.stdout)
+    for row in ("accuracy (test)", "MACs", "Parameters", "Latency"):
+        assert row in result.stdout
+    assert "tracing tiny" in result.stderr
+    assert "finetuning took 1 epochs in all" in result.stderr
+    assert str(folder / "report.html") in result.stderr
+    assert "tracing" not in result.stdout
+    assert "tracing tiny" in (folder / "run.log").read_text()
+
+
+def test_run_again_reuses(finished: tuple[Path, Result]) -> None:
+    folder, result = finished
+    again = quick("run", folder, "--budget.macs", "0.5")
+    assert again.stdout == result.stdout
+    assert "nothing it depends on changed" in again.stderr
+
+
+def test_stat_lists_layers_groups_and_reasons(finished: tuple[Path, Result]) -> None:
+    result = quick("stat", finished[0])
+    assert result.exit_code == 0, result.output
+    for text in ("conv1", "share kept", "reaches the output", "next: prunella analyze"):
+        assert text in result.output
+
+
+def test_report_prints_its_path(finished: tuple[Path, Result]) -> None:
+    result = call("report", "--run.folder", str(finished[0]))
+    assert result.stdout.strip() == str(finished[0] / "report.html")
+
+
+def test_each_verb_says_the_next_command(tmp_path: Path) -> None:
+    following = {
+        "ana": "prune",
+        "prune": "finetune",
+        "finetune": "transform",
+        "transform": "report",
+    }
+    for verb, next_ in following.items():
+        result = quick(verb, tmp_path, "--budget.macs", "0.6")
+        assert result.exit_code == 0, result.output
+        said = re.search(r"next: (prunella .*)", result.stderr)
+        assert said is not None, result.stderr
+        assert said.group(1).startswith(f"prunella {next_} ")
+        assert str(TASK) in said.group(1)
+        assert "Baseline" in result.stdout
+
+
+def test_a_settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("init", "my.toml").exit_code == 0
+    again = call("init", "my.toml")
+    assert again.exit_code == 2
+    assert "exists already" in again.stderr
+    file = tmp_path / "my.toml"
+    text = file.read_text().replace('spec = "digits"', f'spec = "{TASK}"')
+    file.write_text(text.replace('# folder = "prunella-run"', 'folder = "out"'))
+    result = call("stat", "my.toml", "--prune.exclude", "conv1")
+    assert result.exit_code == 0, result.output
+    assert "excluded by 'conv1'" in result.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
+def test_help_teaches(verb: object) -> None:
+    name = verb.name  # type: ignore[attr-defined]
+    result = call(name, "--help")
+    assert result.exit_code == 0
+    assert "Example: prunella" in result.stdout
+    assert name == "report" or "Next:" in result.stdout
+    for section in verb.sections:  # type: ignore[attr-defined]
+        assert f"--{section}." in result.stdout
+
+
+def test_every_setting_is_an_option_of_every_verb() -> None:
+    from typer.main import get_command
+
+    command = get_command(app)
+    options = {
+        name: {opt for parameter in sub.params for opt in parameter.opts}
+        for name, sub in command.commands.items()  # type: ignore[attr-defined]
+        if name != "init"
+    }
+    assert set(options) == {verb.name for verb in VERBS} | {"ana"}
+    for found in options.values():
+        for key, _, _ in keys():
+            assert f"--{key}" in found or key == "task.options"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what", "hint"),
+    [
+        (["run", "--budget.macs", "0.5"], "no task is given", "prunella run digits"),
+        (["run", str(TASK)], "no budget is set", "--budget.macs 0.5"),
+        (["run", str(TASK), "--budget.mac", "0.5"], "no setting `budget.mac`", "`budget.macs`"),
+        (["run", str(TASK), "--budget.macs", "2.5"], "`budget`: macs is a share", ""),
+        (["run", str(TASK), "--budget.macs", "0.001"], "no plan leaves at most", "Raise the"),
+        (["run", "cifar11", "--budget.macs", "0.5"], "there is no task `cifar11`", "`cifar10`"),
+        (["run", "none.toml"], "there is no file `none.toml`", "prunella init"),
+        (["run", "none.py", "--budget.macs", "0.5"], "there is no task file `none.py`", ""),
+        (["analyze", str(TASK), "--analyze.share", "0.2"], "less than half", "at least 0.5"),
+        (
+            ["analyze", str(TASK), "--prune.exclude", "conv9"],
+            "'conv9' matches no",
+            "Did you mean 'conv",
+        ),
+        (["analyze", str(TASK), "--prune.criterion", "magic"], "no criterion called 'magic'", ""),
+        (["analyze", str(TASK), "--task.options.colour", "3"], "options", "It accepts: seed"),
+        (["finetune", str(TASK)], "nothing is pruned yet", "prunella prune"),
+        (["report"], "no run to report on", "prunella run"),
+    ],
+    ids=lambda value: " ".join(map(Path, value)) if isinstance(value, tuple) else None,
+)
+def test_errors_say_what_and_what_to_do(
+    arguments: Sequence[str], what: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("error: "))
+    block = "\n".join(lines[start:])
+    assert what in block
+    assert "\nhint: " in block
+    assert hint in block
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no budget is set"):
+        quick("run", tmp_path, "--debug")
+
+
+def test_a_nan_metric_is_named(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        TASK.read_text()
+        .replace("metric=accuracy()", 'metric=Metric("score", True, lambda pairs: float("nan"))')
+        .replace("import Split", "import Metric, Split")
+    )
+    result = call("analyze", str(broken), "--run.folder", str(tmp_path / "run"))
+    assert result.exit_code == 2
+    assert "`score` of task `tiny` is nan on split `valid`" in result.stderr
+
+
+def test_messages_come_apart_at_the_remedy() -> None:
+    assert split("a.json is bad: it is 0.5. Delete it") == ("a.json is bad: it is 0.5", "Delete it")
+    assert split("nothing to do") == ("nothing to do", "")
+
+
+def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    for folder in (blocked, blocked / "run"):
+        result = quick("analyze", folder)
+        assert result.exit_code == 2, result.output
+        assert "error: cannot write" in result.stderr
+
+
+def test_a_disk_that_fills_up_loses_nothing(tmp_path: Path, finished: tuple[Path, Result]) -> None:
+    # A limit on the size of files stands for the disk: small records still fit, models do not.
+    code = (
+        "import resource, sys; from prunella.cli import main; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); "
+        "sys.argv[0] = 'prunella'; main()"
+    )
+    arguments = ["run", str(TASK), *QUICK, "--budget.macs", "0.5", "--run.folder", str(tmp_path)]
+    full = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert full.returncode == 2, full.stderr
+    assert "Traceback" not in full.stderr
+    assert re.search(r"error: .*(cannot|could not)", full.stderr), full.stderr
+    assert (tmp_path / "sensitivity.json").exists()
+    after = call(*arguments)
+    assert after.exit_code == 0, after.output
+    assert "sensitivity.json`: nothing it depends on changed" in after.stderr
+    whole = finished[0] / "final/plan.json"
+    assert (tmp_path / "final/plan.json").read_bytes() == whole.read_bytes()
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+    arguments = ["run", str(TASK), "--budget.macs", "0.5", "--task.options.pause", "0.05"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prunella", *arguments, "--run.folder", str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "baseline.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted: all that was finished is kept" in err
+    assert f"hint: go on with: prunella run {TASK} --task" in err
+    assert "--budget.macs 0.5" in err
+    assert "Traceback" not in err
+    assert out == ""
