@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
+from sqlalchemy import event
 from torch import Tensor, nn
 
 from prunella.errors import ConfigError, TaskError, WorkspaceError
@@ -335,6 +336,23 @@ def test_what_optuna_logs_is_put_back(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="cannot open split `train`: RuntimeError: no data today"):
         search(small_model(), bad, SPACE, folder=tmp_path)
     assert optuna.logging.get_verbosity() == before
+
+
+def test_a_full_disk_met_by_the_ledger(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, {}, ({"lr": 0.1},), higher_is_better=True)
+    try:
+        with ledger._storage.engine.connect() as connection:
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        limit = f"PRAGMA max_page_count = {pages}"
+        event.listen(ledger._storage.engine, "connect", lambda db, _: db.execute(limit))
+        ledger._storage.engine.dispose()
+        with (
+            pytest.raises(WorkspaceError, match=r"cannot use `.*database or disk is full.*Free"),
+            ledger.guarded(),
+        ):
+            ledger._study.set_user_attr("large", "x" * 100_000)
+    finally:
+        ledger.close()
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ which the disk had no room, makes the whole file unreadable.
 import contextlib
 import json
 import shutil
+import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import Any, Literal
 import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from prunella.errors import WorkspaceError
 from prunella.finetuning import Epoch
@@ -152,8 +152,15 @@ class Ledger:
         path = self.folder / FILE
         try:
             yield
-        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as cause:
-            text = str(cause.__cause__ or cause)
+        except OSError as cause:
+            raise WorkspaceError(
+                f"cannot write in `{self.folder}`: {cause}. Free some space (or allow writing "
+                "there) and give the same command again"
+            ) from cause
+        except Exception as cause:
+            text = _complaint(cause)
+            if text is None:
+                raise
             if "not a database" in text or "malformed" in text:
                 raise WorkspaceError(
                     f"`{path}` is damaged: {text}. Put back the file that was written, or delete "
@@ -163,11 +170,6 @@ class Ledger:
             raise WorkspaceError(
                 f"cannot use `{path}`: {text}. Free some space, allow writing there, or end the "
                 "other program that has it open, and give the same command again"
-            ) from cause
-        except OSError as cause:
-            raise WorkspaceError(
-                f"cannot write in `{self.folder}`: {cause}. Free some space (or allow writing "
-                "there) and give the same command again"
             ) from cause
 
     def _ask(self) -> None:
@@ -190,3 +192,13 @@ class Ledger:
             history=tuple(Epoch(**values) for values in record.get("history", ())),
             begun=record.get("begun", 0),
         )
+
+
+def _complaint(error: BaseException | None) -> str | None:
+    """Find what SQLite said inside the errors of the libraries above it."""
+    while error is not None:
+        origin = getattr(error, "orig", error)
+        if isinstance(origin, sqlite3.Error):
+            return str(origin)
+        error = error.__cause__ or error.__context__
+    return None
