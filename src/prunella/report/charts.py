@@ -200,7 +200,8 @@ def _sensitivity(measured: SensitivityRecord | None) -> Iterator[Chart]:
         colorscale=HEAT, zmin=0, zmax=worst if worst > 0 else 1, xgap=2, ygap=2,
         colorbar={
             "title": {"text": "lost", "side": "top", "font": {"size": 12}},
-            "thickness": 10, "outlinewidth": 0, "len": 1.0,
+            "thickness": 10, "outlinewidth": 0,
+            "lenmode": "pixels", "len": min(260, 24 * len(names) + 60), "y": 1, "yanchor": "top",
         },
     )  # fmt: skip
     figure = go.Figure(heat)
@@ -301,8 +302,7 @@ def _share_of(bound: float | None, dense: int) -> float | None:
 
 
 def _short(name: str) -> str:
-    """Keep both ends of a long name: what it is in, and what it is."""
+    """Cut a long name near its beginning: its end tells it from its neighbours."""
     if len(name) <= LONGEST_NAME:
         return name
-    half = (LONGEST_NAME - 1) // 2
-    return f"{name[:half]}\N{HORIZONTAL ELLIPSIS}{name[-half:]}"
+    return f"{name[:8]}\N{HORIZONTAL ELLIPSIS}{name[9 - LONGEST_NAME :]}"
