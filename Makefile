@@ -14,7 +14,7 @@ demo: $(VENV)/.demo
 		--run.folder $(WORK)
 
 test: $(VENV)/.test
-	$(ONE_THREAD) $(BIN)/python -m pytest -n auto
+	$(ONE_THREAD) $(BIN)/python -m pytest -n logical --maxprocesses 8
 
 check: $(VENV)/.check
 	$(BIN)/ruff check .
