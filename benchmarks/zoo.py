@@ -37,6 +37,9 @@ FAMILIES = (
 """Prefixes of the names of torchvision's convolutional classifiers."""
 
 STAGES = ("trace", "couple", "score", "allocate", "transform", "certify")
+HEAVY, SMALL = 4.0, 96
+"""Networks of more GMACs than this at their usual size are run on images of this side at most."""
+
 LEAST = {"inception_v3": 75, "alexnet": 63}
 """Networks that do not run on smaller images."""
 
@@ -54,6 +57,12 @@ def _size(name: str) -> int:
     """Look up the number of parameters, which torchvision tells without building the network."""
     weights = next(iter(torchvision.models.get_model_weights(name)))
     return int(weights.meta["num_params"])
+
+
+def _ops(name: str) -> float:
+    """Look up the GMACs at the size the network was made for."""
+    weights = next(iter(torchvision.models.get_model_weights(name)))
+    return float(weights.meta["_ops"])
 
 
 def build(name: str, size: int) -> tuple[nn.Module, Tensor]:
@@ -91,8 +100,10 @@ def build(name: str, size: int) -> tuple[nn.Module, Tensor]:
     return model.eval(), images[:1].clone()
 
 
-def measure(name: str, size: int, ratio: str) -> dict[str, Any]:
-    """Prune one network and return its row."""
+def measure(name: str, size: int) -> list[dict[str, Any]]:
+    """Prune one network at every kind of ratio; return a row for each."""
+    if _ops(name) > HEAVY:
+        size = min(size, SMALL)
     size = max(size, LEAST.get(name, 0))
     model, image = build(name, size)
     seconds: dict[str, float] = {}
@@ -103,9 +114,25 @@ def measure(name: str, size: int, ratio: str) -> dict[str, Any]:
     with _timed(seconds, "score"):
         scores = prunella.score(model, groups)
     draw = random.Random(name)
-    target: Any = 0.5
-    if ratio == "uneven":
-        target = {group.name: draw.uniform(0.1, 0.9) for group in groups}
+    uneven = {group.name: draw.uniform(0.1, 0.9) for group in groups}
+    dense = prunella.count_macs(model, image), prunella.count_params(model)
+    rows = []
+    for ratio, target in {"0.5": 0.5, "uneven": uneven}.items():
+        row = _prune(model, image, groups, scores, target, dict(seconds))
+        if (row["macs"], row["params"]) != dense:
+            raise RuntimeError(f"the dense model's costs are {dense}, not {row['macs']}")
+        rows.append({"name": name, "ratio": ratio, "size": size, **row})
+    return rows
+
+
+def _prune(
+    model: nn.Module,
+    image: Tensor,
+    groups: prunella.Groups,
+    scores: prunella.Scores,
+    target: Any,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
     with _timed(seconds, "allocate"):
         plan = prunella.allocate(groups, scores, target)
     with _timed(seconds, "transform"):
@@ -115,8 +142,6 @@ def measure(name: str, size: int, ratio: str) -> dict[str, Any]:
     counted = prunella.count_macs(pruned, image), prunella.count_params(pruned)
     if counted != (plan.after.macs, plan.after.params):
         raise RuntimeError(f"predicted {plan.after} but counted {counted}")
-    if prunella.count_macs(model, image) != plan.before.macs:
-        raise RuntimeError("the dense costs are wrong")
     return {
         "error": proof.error,
         "dtype": proof.dtype,
@@ -127,8 +152,7 @@ def measure(name: str, size: int, ratio: str) -> dict[str, Any]:
         "groups": len(groups),
         "channels": sum(group.channels for group in groups),
         "frozen": len(groups.frozen),
-        "signal": _signal(pruned, size),
-        "size": size,
+        "signal": _signal(pruned, image),
         "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
         "memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
     }
@@ -141,32 +165,33 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = time.perf_counter() - began
 
 
-def _signal(model: nn.Module, size: int) -> float:
+def _signal(model: nn.Module, image: Tensor) -> float:
     """Say how much the output depends on the input: 0 would make any proof of equality empty."""
     with torch.no_grad():
-        a, b = (model(torch.randn(1, 3, size, size)) for _ in range(2))
+        a, b = model(image), model(torch.randn_like(image))
     return float((a - b).abs().max() / a.abs().max())
 
 
-def run(name: str, ratio: str, options: argparse.Namespace) -> dict[str, Any]:
+def run(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure one network in a process of its own, under the limits."""
-    command = [sys.executable, "-m", "benchmarks.zoo", options.collection, name, "--worker", ratio]
+    command = [sys.executable, "-m", "benchmarks.zoo", options.collection, name, "--worker"]
     command += ["--size", str(options.size), "--memory", str(options.memory)]
-    began = time.perf_counter()
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=options.seconds, check=False
         )
     except subprocess.TimeoutExpired:
-        row = {"failure": f"more than {options.seconds} seconds"}
-    else:
-        lines = done.stdout.strip().splitlines()
-        if done.returncode == 0 and lines:
-            row = json.loads(lines[-1])
-        else:
-            last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-            row = {"failure": last[0][:300]}
-    return {"name": name, "ratio": ratio, **row, "wall": round(time.perf_counter() - began, 1)}
+        return [_failure(name, f"more than {options.seconds} seconds")]
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        said = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        return [_failure(name, said[0][:300])]
+    rows: list[dict[str, Any]] = json.loads(lines[-1])
+    return rows
+
+
+def _failure(name: str, said: str) -> dict[str, Any]:
+    return {"name": name, "ratio": "", "failure": said}
 
 
 def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
@@ -182,13 +207,15 @@ def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
         "network.",
         "",
         "Each network is pruned twice: every group at ratio 0.5, and every group at a random ratio "
-        "of its own between 0.1 and 0.9. Random weights; batch-norm statistics measured on random "
-        "images and then moved at random. *error*: largest difference between the pruned and the "
-        "masked model's outputs relative to the largest output, the certificate's. *signal*: how "
-        "far two random images differ at the pruned model's output, on the same scale (near 0 the "
-        "error would prove nothing). *MACs left* is predicted from the plan and was found equal "
-        "to what the framework counts on the pruned model, in every row that has no failure. "
-        "Seconds were taken on a shared machine: read them as orders of magnitude.",
+        f"of its own between 0.1 and 0.9. Networks of more than {HEAVY:g} GMACs see images of at "
+        f"most {SMALL} pixels, which changes no group. Random weights; batch-norm statistics "
+        "measured on random images and then moved at random. *error*: largest difference between "
+        "the pruned and the masked model's outputs relative to the largest output, the "
+        "certificate's. *signal*: how far two random images differ at the pruned model's output, "
+        "on the same scale (near 0 the error would prove nothing). *MACs left* and *params left* "
+        "are predicted from the plan and were found equal to what is counted on the pruned model "
+        "in every row that has no failure. "
+        "Seconds were taken beside other work: read them as orders of magnitude.",
         "",
         f"**{len(rows) - len(failed)} of {len(rows)} runs succeeded"
         + (f"; largest error {max(r['error'] for r in rows if 'error' in r):.1e}.**"
@@ -244,6 +271,13 @@ def write(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
         fresh.replace(options.out.with_suffix(suffix))
 
 
+def _kept(options: argparse.Namespace) -> list[dict[str, Any]]:
+    path = options.out.with_suffix(".json")
+    if not options.resume or not path.exists():
+        return []
+    return [row for row in json.loads(path.read_text())["rows"] if "failure" not in row]
+
+
 COLLECTIONS: dict[str, Callable[[], list[str]]] = {"torchvision-cnn": names}
 
 
@@ -254,9 +288,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=224, help="side of the images, pixels")
     parser.add_argument("--seconds", type=int, default=600, help="time limit of one network")
     parser.add_argument("--memory", type=int, default=20, help="memory limit of one network, GB")
-    parser.add_argument("--ratios", nargs="+", default=["even", "uneven"])
     parser.add_argument("--out", type=Path, help="path of the result without its ending")
-    parser.add_argument("--worker", choices=["even", "uneven"], help=argparse.SUPPRESS)
+    parser.add_argument("--resume", action="store_true", help="keep the rows --out has, but failed")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.out is None:
         options.out = Path("benchmarks") / "results" / options.collection
@@ -270,7 +304,7 @@ def main() -> int:
         limit = options.memory * 10**9
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         torch.set_num_threads(1)
-        print(json.dumps(measure(options.names[0], options.size, options.worker)))
+        print(json.dumps(measure(options.names[0], options.size)))
         return 0
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
     every = COLLECTIONS[options.collection]()
@@ -279,14 +313,16 @@ def main() -> int:
         print(f"no such network: {', '.join(unknown)}; there are {', '.join(every)}")
         return 2
     chosen = [name for name in every if not options.names or name in options.names]
-    rows: list[dict[str, Any]] = []
+    rows = _kept(options)
     for number, name in enumerate(chosen, start=1):
-        for ratio in options.ratios:
-            row = run(name, ratio, options)
+        if any(row["name"] == name for row in rows):
+            continue
+        for row in run(name, options):
             rows.append(row)
             said = row.get("failure") or f"error {row['error']:.1e}, MACs {row['macs_left']:.3f}"
-            print(f"[{number}/{len(chosen)}] {name} {ratio}: {said} ({row['wall']} s)", flush=True)
-            write(rows, options)
+            print(f"[{number}/{len(chosen)}] {name} {row['ratio']}: {said}", flush=True)
+        rows.sort(key=lambda row: every.index(row["name"]))
+        write(rows, options)
     failed = sum("failure" in row for row in rows)
     print(f"{len(rows) - failed} of {len(rows)} succeeded; {options.out}.md, {options.out}.json")
     return int(failed > 0)
