@@ -1,20 +1,70 @@
-"""Prunella prunes neural networks by whole channels and heals them: smaller, faster, still dense."""
+"""Prunella prunes neural networks by whole channels and heals them: smaller, faster, dense."""
 
-from prunella.allocating import allocate
-from prunella.certifying import Certificate, certify
-from prunella.costs import count_macs, count_params
-from prunella.coupling import couple
-from prunella.criteria import CRITERIA, Criterion
-from prunella.errors import PrunellaError
-from prunella.graph import Graph
-from prunella.masking import mask
-from prunella.plan import Axis, Budget, Frozen, Group, Groups, Plan, Scores
-from prunella.pruning import PruneResult, prune
-from prunella.scoring import score
-from prunella.sensitivity import Sensitivity, analyze
-from prunella.storing import load, save
-from prunella.tracing import trace
-from prunella.transforming import plan_of, transform
+import importlib as _importlib
+import typing as _typing
+
+if _typing.TYPE_CHECKING:
+    from prunella.allocating import allocate as allocate
+    from prunella.certifying import Certificate as Certificate
+    from prunella.certifying import certify as certify
+    from prunella.costs import count_macs as count_macs
+    from prunella.costs import count_params as count_params
+    from prunella.coupling import couple as couple
+    from prunella.criteria import CRITERIA as CRITERIA
+    from prunella.criteria import Criterion as Criterion
+    from prunella.errors import PrunellaError as PrunellaError
+    from prunella.graph import Graph as Graph
+    from prunella.masking import mask as mask
+    from prunella.plan import Axis as Axis
+    from prunella.plan import Budget as Budget
+    from prunella.plan import Frozen as Frozen
+    from prunella.plan import Group as Group
+    from prunella.plan import Groups as Groups
+    from prunella.plan import Plan as Plan
+    from prunella.plan import Scores as Scores
+    from prunella.pruning import PruneResult as PruneResult
+    from prunella.pruning import prune as prune
+    from prunella.scoring import score as score
+    from prunella.sensitivity import Sensitivity as Sensitivity
+    from prunella.sensitivity import analyze as analyze
+    from prunella.storing import load as load
+    from prunella.storing import save as save
+    from prunella.tracing import trace as trace
+    from prunella.transforming import plan_of as plan_of
+    from prunella.transforming import transform as transform
+
+# Where each name is. They are looked up when first asked for: torch takes seconds to import, which
+# `prunella --help` need not wait for.
+_HOMES = {
+    "CRITERIA": "criteria",
+    "Axis": "plan",
+    "Budget": "plan",
+    "Certificate": "certifying",
+    "Criterion": "criteria",
+    "Frozen": "plan",
+    "Graph": "graph",
+    "Group": "plan",
+    "Groups": "plan",
+    "Plan": "plan",
+    "PruneResult": "pruning",
+    "PrunellaError": "errors",
+    "Scores": "plan",
+    "Sensitivity": "sensitivity",
+    "allocate": "allocating",
+    "analyze": "sensitivity",
+    "certify": "certifying",
+    "count_macs": "costs",
+    "count_params": "costs",
+    "couple": "coupling",
+    "load": "storing",
+    "mask": "masking",
+    "plan_of": "transforming",
+    "prune": "pruning",
+    "save": "storing",
+    "score": "scoring",
+    "trace": "tracing",
+    "transform": "transforming",
+}
 
 __all__ = [
     "CRITERIA",
@@ -46,3 +96,20 @@ __all__ = [
     "trace",
     "transform",
 ]
+
+
+def __getattr__(name: str) -> _typing.Any:
+    """Import what is asked for: one of `__all__`, or a module such as `prunella.masking`."""
+    try:
+        module = _importlib.import_module(f"{__name__}.{_HOMES.get(name, name)}")
+    except ModuleNotFoundError as cause:
+        if cause.name != f"{__name__}.{name}":
+            raise
+        raise AttributeError(f"module `{__name__}` has no attribute `{name}`") from None
+    value = getattr(module, name) if name in _HOMES else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

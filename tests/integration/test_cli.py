@@ -252,3 +252,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     assert "--budget.macs 0.5" in err
     assert "Traceback" not in err
     assert out == ""
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys, prunella.cli; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -33,7 +33,7 @@ def logging_to(file: Path | None, quiet: bool) -> Iterator[None]:
     if file is not None:
         with contextlib.suppress(OSError):  # a log is not worth failing for; writing results is
             file.parent.mkdir(parents=True, exist_ok=True)
-            handlers.append(logging.FileHandler(file, encoding="utf-8"))
+            handlers.append(_File(file, encoding="utf-8"))
             handlers[-1].setFormatter(
                 logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
             )
@@ -88,6 +88,11 @@ def split(message: str) -> tuple[str, str]:
         return message, ""
     what, hint = message[: found.start()], message[found.end() :]
     return what, hint[:1].upper() + hint[1:]
+
+
+class _File(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Drop what no longer fits: whoever writes a result next says that the disk is full."""
 
 
 class _Terminal(logging.Handler):
