@@ -527,6 +527,22 @@ class SoftmaxOverChannels(nn.Module):
         return self.fc(F.relu(self.conv(x)).mean((2, 3)))
 
 
+class Auxiliary(nn.Module):
+    """A second head that only training sees, as in GoogLeNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_norm(3, 8)
+        self.conv = conv_norm(8, 6)
+        self.aux = nn.Sequential(conv_norm(8, 4), Pool(), nn.Linear(4, 5))
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = F.relu(self.stem(x))
+        out = self.fc(F.relu(self.conv(x)).mean((2, 3)))
+        return (out, self.aux(x)) if self.training else out
+
+
 class SizeInCode(nn.Module):
     """The number of channels is written into `forward` through an attribute of the module."""
 
@@ -554,8 +570,6 @@ class Bilinear(nn.Module):
         a, b = F.relu(self.a(x)).flatten(2), F.relu(self.b(x)).flatten(2)
         return self.fc((a @ b.transpose(1, 2)).flatten(1) / 64)
 
-
-IMAGE = ((2, 3, 8, 8),)
 
 ZOO: dict[str, Case] = {
     "chain": Case(Chain),
@@ -586,6 +600,7 @@ ZOO: dict[str, Case] = {
     "no_gradient": Case(NoGradient),
     "conv_head": Case(ConvHead),
     "constant": Case(Constant),
+    "auxiliary": Case(Auxiliary),
     "spatial_gate": Case(SpatialGate),
     "softmax_over_channels": Case(SoftmaxOverChannels),
     "size_in_code": Case(SizeInCode),

@@ -18,21 +18,22 @@ Kept = Mapping[int, tuple[Any, ...]]
 def outputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """Run the model and list every tensor of its output."""
     with torch.no_grad():
-        return list(_leaves(model(*args, **kwargs)))
+        return list(leaves(model(*args, **kwargs)))
 
 
-def _leaves(value: Any) -> Iterator[Tensor]:
+def leaves(value: Any) -> Iterator[Tensor]:
+    """Yield every tensor of an output."""
     if isinstance(value, Tensor):
         yield value
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
-            yield from _leaves(getattr(value, field.name))
+            yield from leaves(getattr(value, field.name))
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _leaves(item)
+            yield from leaves(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _leaves(item)
+            yield from leaves(item)
 
 
 def difference(found: list[Tensor], wanted: list[Tensor]) -> float:

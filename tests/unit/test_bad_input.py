@@ -195,7 +195,7 @@ def test_where_everything_is_frozen_every_group_is_listed_with_its_reason(
 
 
 def test_a_model_without_weights() -> None:
-    with pytest.raises(NothingToPruneError, match="no weights that carry channels"):
+    with pytest.raises(NothingToPruneError, match="no weights with channels"):
         prunella.prune(nn.Sequential(nn.ReLU(), nn.Flatten()), IMAGE, ratio=0.5)
 
 

@@ -1,6 +1,7 @@
 """Coupling on the zoo: what must be cut together, found by experiment, and what must stay."""
 
 import pytest
+import torch
 from torch import nn
 
 import prunella
@@ -61,6 +62,29 @@ def test_every_group_can_be_cut_alone_or_says_what_binds_it(name: str) -> None:
         oracle.check_pruned(model, plan, pruned, inputs, keywords)
         cut += 1
     assert cut, groups.why_frozen()
+
+
+# Dropout draws one number for each element there is.
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"flatten"}))
+def test_pruned_trains_like_masked(name: str) -> None:
+    """In training mode too, and in the gradients: finetuning either is the same."""
+    case = ZOO[name]
+    model = case.model()
+    result = prunella.prune(model, case.inputs(), ratio=0.5, example_kwargs=case.keywords())
+    masked, pruned = oracle.masked(model, result.plan).train(), result.model.train()
+    outputs = []
+    for trained in (masked, pruned):
+        out = list(oracle.leaves(trained(*case.inputs(seed=4), **case.keywords(seed=4))))
+        if any(p.requires_grad for p in trained.parameters()):
+            sum((tensor**2).sum() for tensor in out).backward()
+        outputs.append([tensor.detach() for tensor in out])
+    assert oracle.difference(outputs[1], outputs[0]) <= 1e-9
+    small = dict(pruned.named_parameters())
+    for tensor_name, parameter in masked.named_parameters():
+        if parameter.grad is not None:
+            kept = result.plan.kept.get(tensor_name)
+            wanted = oracle.sliced(parameter.grad, kept) if kept else parameter.grad
+            torch.testing.assert_close(small[tensor_name].grad, wanted, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", NAMES)
