@@ -16,6 +16,7 @@ from typing import Any, Literal
 import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from prunella.errors import WorkspaceError
 from prunella.finetuning import Epoch
@@ -157,10 +158,8 @@ class Ledger:
                 f"cannot write in `{self.folder}`: {cause}. Free some space (or allow writing "
                 "there) and give the same command again"
             ) from cause
-        except Exception as cause:
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as cause:
             text = _complaint(cause)
-            if text is None:
-                raise
             if "not a database" in text or "malformed" in text:
                 raise WorkspaceError(
                     f"`{path}` is damaged: {text}. Put back the file that was written, or delete "
@@ -194,11 +193,12 @@ class Ledger:
         )
 
 
-def _complaint(error: BaseException | None) -> str | None:
+def _complaint(error: Exception) -> str:
     """Find what SQLite said inside the errors of the libraries above it."""
-    while error is not None:
-        origin = getattr(error, "orig", error)
+    inner: BaseException | None = error
+    while inner is not None:
+        origin = getattr(inner, "orig", inner)
         if isinstance(origin, sqlite3.Error):
             return str(origin)
-        error = error.__cause__ or error.__context__
-    return None
+        inner = inner.__cause__ or inner.__context__
+    return str(error)
