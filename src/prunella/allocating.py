@@ -188,7 +188,10 @@ def _by_damage(
     hull of its curve), so a bump in a curve does not block what lies behind it.
     """
     terms = mac_terms(chooser.groups) if "macs" in limits else param_terms(chooser.groups)
-    curves = [_curve(chooser, c, ladder, damage) for c, ladder in zip(chooser.clusters, levels)]
+    curves = [
+        _curve(chooser, cluster, ladder, damage)
+        for cluster, ladder in zip(chooser.clusters, levels, strict=True)
+    ]
     ladders = LadderCosts(terms, levels)
     at = [0] * len(levels)
     order: list[int] = []
@@ -235,4 +238,5 @@ def _spend(
 
 
 def _after(steps: list[int], n: int) -> list[int]:
-    return np.bincount(np.array(steps, dtype=int), minlength=n).tolist()
+    counts: list[int] = np.bincount(np.array(steps, dtype=int), minlength=n).tolist()
+    return counts

@@ -108,7 +108,7 @@ def _numbers(groups: Groups, labels: Labels) -> np.ndarray:
     of_component = np.full(components.max(initial=-1) + 1, -1)
     for axis, number in groups.axes.items():
         of_component[components[labels.axes[axis].numpy()]] = number
-    return of_component[components]
+    return np.asarray(of_component[components])
 
 
 def _extents(number: np.ndarray, kept: np.ndarray, rows: set[bytes]) -> list[int]:
@@ -130,9 +130,7 @@ def _extents(number: np.ndarray, kept: np.ndarray, rows: set[bytes]) -> list[int
     return spans
 
 
-def _atoms_of(
-    groups: Groups, labels: Labels, components: np.ndarray
-) -> dict[AtomKey, list[int]]:
+def _atoms_of(groups: Groups, labels: Labels, components: np.ndarray) -> dict[AtomKey, list[int]]:
     """Sort the pruned network's components into the original's atoms, in order of position."""
     by_axes = {frozenset((a, p.shape[1]) for a, p in g.axes.items()): g for g in groups}
     rows: dict[int, list[tuple[int, int, int]]] = defaultdict(list)

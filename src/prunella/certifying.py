@@ -90,9 +90,7 @@ def _certify(
     return Certificate(error, tolerance, str(dtype).removeprefix("torch."), len(errors))
 
 
-def _load(
-    masked: nn.Module, small: nn.Module, full: Mapping[str, Tensor], plan: Plan
-) -> None:
+def _load(masked: nn.Module, small: nn.Module, full: Mapping[str, Tensor], plan: Plan) -> None:
     """Put the same tensors into both models, zeroed in one and sliced in the other."""
     found, sliced = tensors(masked), tensors(small)
     for name, tensor in full.items():

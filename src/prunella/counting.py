@@ -18,7 +18,6 @@ from scipy.sparse.csgraph import connected_components
 from prunella.errors import CouplingError
 from prunella.plan import Blocks, Group, Groups
 
-
 AtomKey = tuple[str, tuple[tuple[int, int, int], ...]]
 
 
@@ -81,7 +80,7 @@ def clusters(groups: Groups) -> tuple[Cluster, ...]:
     for atom in atoms_of(groups):
         atoms[atom.group].append(atom)
     by_cluster: dict[int, list[int]] = defaultdict(list)
-    for i, group in enumerate(groups):
+    for i in range(len(groups)):
         by_cluster[bound[i]].append(i)
     members = [tuple(groups.prunable[i] for i in found) for found in by_cluster.values()]
     return tuple(_cluster(groups, found, [a for g in found for a in atoms[g.name]])
@@ -89,8 +88,8 @@ def clusters(groups: Groups) -> tuple[Cluster, ...]:
 
 
 def _owner(groups: Groups) -> np.ndarray:
-    """Map every channel number to the index of its group; frozen channels to -1."""
-    owner = np.full(groups.channels, -1)
+    """Map every channel number, and -1, to the index of its group; what is in none to -1."""
+    owner = np.full(groups.channels + 1, -1)
     for i, group in enumerate(groups):
         owner[group.start : group.start + group.channels] = i
     return owner
@@ -109,7 +108,7 @@ def _bound(groups: Groups) -> np.ndarray:
     _, cluster = connected_components(
         csr_array((np.ones(len(pairs)), (rows, columns)), shape=(n, n)), directed=False
     )
-    return cluster
+    return np.asarray(cluster)
 
 
 def atoms_of(groups: Groups) -> list[Atom]:
@@ -227,4 +226,4 @@ def _solve(cluster: Cluster, sizes: np.ndarray, wanted: np.ndarray) -> np.ndarra
             f"no choice of channels satisfies what binds {', '.join(cluster.groups[:5])}: "
             f"{found.message}; exclude these modules"
         )
-    return np.round(found.x[:n]).astype(int)
+    return np.asarray(np.round(found.x[:n]), dtype=int)

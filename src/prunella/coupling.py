@@ -67,11 +67,12 @@ def propagate(graph: Graph, shapes: dict[str, Shape]) -> Labels:
 
 def close(labels: Labels) -> np.ndarray:
     """Number the connected components of the labels: `[labels]` -> component."""
-    ends = [torch.cat(side).numpy() for side in zip(*labels.edges, strict=True)] or [np.empty(0)] * 2
-    ones = np.ones(len(ends[0]), dtype=np.int8)
-    size = (labels.count, labels.count)
-    _, components = connected_components(coo_array((ones, tuple(ends)), shape=size), directed=False)
-    return components
+    nothing = torch.empty(0, dtype=torch.int64)
+    left = torch.cat([nothing, *(a for a, _ in labels.edges)]).numpy()
+    right = torch.cat([nothing, *(b for _, b in labels.edges)]).numpy()
+    edges = coo_array((np.ones(len(left), np.int8), (left, right)), shape=(labels.count,) * 2)
+    _, components = connected_components(edges, directed=False)
+    return np.asarray(components)
 
 
 def _exclude(labels: Labels, exclude: Iterable[Exclude]) -> None:
@@ -131,29 +132,30 @@ def _assemble(labels: Labels, components: np.ndarray) -> Groups:
     by_number: dict[int, int] = {}
     names: dict[str, int] = {}
     sorted_out: dict[bool, list[Group]] = {False: [], True: []}
-    ordered = sorted(members.values(), key=lambda found: (found[0] in reasons))
+    ordered = sorted(members.values(), key=lambda found: found[0] in reasons)
     for found in ordered:
         group = _group(units, found, reasons, names, len(by_number))
         by_number.update({c: group.start + i for i, c in enumerate(found)})
         sorted_out[bool(group.frozen)].append(group)
     number = np.full(components.max(initial=-1) + 1, -1)
     number[list(by_number)] = list(by_number.values())
+    numbers = number[components]  # by label; -1 for what is on no axis
     return Groups(
         graph=labels.graph,
         prunable=tuple(sorted_out[False]),
         frozen=tuple(sorted_out[True]),
-        blocks=tuple(_blocks(labels, number[components])),
+        blocks=tuple(_blocks(labels, numbers)),
         terms=tuple(
-            MacTerm(p.node, p.module, *_product(p.factor, [number[components[d.numpy()]] for d in p.dims]))
+            MacTerm(p.node, p.module, *_product(p.factor, [numbers[d.numpy()] for d in p.dims]))
             for p in labels.products
         ),
         followers=tuple(
-            Follower(f.module, f.attribute, number[components[f.heads.numpy()]]) for f in labels.followed
+            Follower(f.module, f.attribute, numbers[f.heads.numpy()]) for f in labels.followed
         ),
         axes={
-            axis: number[components[found.numpy()]]
+            axis: numbers[found.numpy()]
             for axis, found in labels.axes.items()
-            if (number[components[found.numpy()]] >= 0).all()
+            if (numbers[found.numpy()] >= 0).all()
         },
     )
 
@@ -189,9 +191,7 @@ def _collect(labels: Labels, components: np.ndarray, structural: set[int]) -> _U
     order = np.argsort(owner, kind="stable")
     found, starts = np.unique(owner[order], return_index=True)
     pieces = np.split(place[order], starts[1:])
-    positions = {
-        int(c): p for c, p in zip(found, pieces, strict=True) if int(c) not in structural
-    }
+    positions = {int(c): p for c, p in zip(found, pieces, strict=True) if int(c) not in structural}
     by_place = sorted(positions.items(), key=lambda item: tuple(item[1][0]))
     return _Units(axes, dict(by_place))
 
@@ -231,9 +231,7 @@ def _group(
     start: int,
 ) -> Group:
     places = np.stack([units.positions[c] for c in found])  # [channels, slices, 2]
-    axes = {
-        units.axes[i]: places[:, places[0, :, 0] == i, 1] for i in np.unique(places[0, :, 0])
-    }
+    axes = {units.axes[i]: places[:, places[0, :, 0] == i, 1] for i in np.unique(places[0, :, 0])}
     why: dict[Frozen, None] = {}
     for component in found:
         why.update(reasons.get(component, {}))

@@ -58,5 +58,6 @@ def _make(item: Any, generator: torch.Generator, device: torch.device | str) -> 
         return item["value"]
     if "dict" in item:
         return {key: _make(part, generator, device) for key, part in item["dict"].items()}
-    kind = tuple if "tuple" in item else list
-    return kind(_make(part, generator, device) for part in item["tuple" if kind is tuple else "list"])
+    if "tuple" in item:
+        return tuple(_make(part, generator, device) for part in item["tuple"])
+    return [_make(part, generator, device) for part in item["list"]]

@@ -69,10 +69,18 @@ class Node:
 class Graph:
     """A network captured once, on example inputs.
 
-    `example` describes the example inputs well enough to make others like them (`examples`), None
-    where they cannot be described. `samples` is the number of samples in the example inputs (the size of the first input's first
-    dimension): costs are of one sample. `digest` identifies the structure: the names and shapes of
-    all parameters and buffers. `unused` are parameters that nothing captured uses. `modules` maps qualified names to classes, for `exclude`.
+    Attributes:
+        values: All tensors by name.
+        nodes: All operator calls, in order.
+        inputs: Names of the tensors the user passes.
+        outputs: Names of the tensors the user gets.
+        modules: Qualified names to classes, for `exclude`.
+        samples: Samples in the example inputs (the size of their first dimension, where all agree
+            on it): costs are of one sample.
+        digest: Fingerprint of the structure: names and shapes of all parameters and buffers.
+        example: Description of the inputs, good enough to make others like them (`examples`); None
+            where there is none.
+        unused: Parameters that nothing captured uses.
     """
 
     values: Mapping[str, Value]
@@ -84,4 +92,3 @@ class Graph:
     digest: str
     example: Any = None
     unused: tuple[str, ...] = ()
-

@@ -52,8 +52,7 @@ class Followed:
 
 @dataclass(frozen=True)
 class Operand:
-    """A tensor taking part in an element-wise meeting: its layers, its shape, and whether it is
-    a constant fill, which takes on any size."""
+    """A tensor in an element-wise meeting; `fill`: a constant, which takes on any size."""
 
     layers: Layers
     shape: Shape

@@ -71,8 +71,10 @@ class Blocks:
 
 @dataclass(frozen=True, eq=False)
 class MacTerm:
-    """Multiply-accumulates of one operator: `factor` times the number of kept channels in each of
-    `dims`, which list channel numbers as in `Group.start`."""
+    """Multiply-accumulates of one operator: `factor` times the kept channels in each of `dims`.
+
+    `dims` list channel numbers as in `Group.start`; -1 is what is never cut.
+    """
 
     node: str
     module: str

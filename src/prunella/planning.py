@@ -66,7 +66,7 @@ def nothing_to_prune(groups: Groups) -> NothingToPruneError:
             f"the plan removes nothing: the ratio or budget asks for less than one channel of any "
             f"group that may be cut ({few}, ...); ask for more"
         )
-    reasons = "\n  ".join(groups.why_frozen()[:20]) or "the network has no weights that carry channels"
+    reasons = "\n  ".join(groups.why_frozen()[:20]) or "the network has no weights with channels"
     return NothingToPruneError(f"nothing can be pruned, every group is frozen:\n  {reasons}")
 
 

@@ -55,7 +55,7 @@ class PruneResult:
     summary: Summary
 
 
-def prune(
+def prune(  # noqa: PLR0913 - one call for all stages
     model: nn.Module,
     example_inputs: Inputs,
     *,
@@ -103,5 +103,3 @@ def prune(
     args, kwargs = positional(example_inputs), dict(example_kwargs or {})
     pruned, proof = transform_and_prove(model, plan, args, kwargs)
     return PruneResult(pruned, plan, proof, Summary(plan, groups))
-
-

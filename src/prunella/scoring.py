@@ -1,5 +1,7 @@
 """Score every channel of every group: `score(model, groups, criterion) -> Scores`."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -10,9 +12,7 @@ from prunella.plan import Group, Groups, Scores, nearest
 from prunella.structure import digest_of
 
 
-def score(
-    model: nn.Module, groups: Groups, criterion: str | Criterion = "magnitude"
-) -> Scores:
+def score(model: nn.Module, groups: Groups, criterion: str | Criterion = "magnitude") -> Scores:
     """Score the importance of every channel.
 
     Args:
@@ -50,7 +50,7 @@ def score(
     return Scores(name, values)
 
 
-def _slices(parameters: dict[str, Tensor], groups: Groups, group: Group) -> list[Tensor]:
+def _slices(parameters: Mapping[str, Tensor], groups: Groups, group: Group) -> list[Tensor]:
     """Return one matrix `[channels, elements]` for every parameter axis of the group."""
     found = []
     for axis, positions in group.axes.items():
@@ -58,10 +58,14 @@ def _slices(parameters: dict[str, Tensor], groups: Groups, group: Group) -> list
             tensor = parameters[axis.tensor].detach()
             number = groups.axes[axis]
             parts = tensor.chunk(number.shape[0]) if number.ndim == 2 else (tensor,)
-            rows = torch.cat([part.movedim(axis.dim, 0).reshape(part.shape[axis.dim], -1) for part in parts])
+            rows = torch.cat([part.movedim(axis.dim, 0).flatten(1) for part in map(_2d, parts)])
             picked = rows[torch.from_numpy(positions).to(rows.device)]
             found.append(picked.flatten(1).float())
     return found or [torch.ones(group.channels, 1)]
+
+
+def _2d(tensor: Tensor) -> Tensor:
+    return tensor.unsqueeze(1) if tensor.ndim == 1 else tensor
 
 
 def _values(scores: Tensor, group: Group) -> np.ndarray:

@@ -52,8 +52,8 @@ def save(model: nn.Module, folder: str | Path, plan: Plan | None = None) -> None
         for path in fresh.values():
             path.unlink(missing_ok=True)
         raise WorkspaceError(
-            f"the model could not be saved in `{folder}`: {error}. What was there before is intact; "
-            "free some space or choose another folder"
+            f"the model could not be saved in `{folder}`: {error}. What was there before is "
+            "intact; free some space or choose another folder"
         ) from error
 
 

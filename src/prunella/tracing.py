@@ -94,7 +94,7 @@ def _read_training(
     model.train()
     try:
         program = torch.export.export(_Flat(model), args, kwargs, strict=False)
-    except Exception as error:  # whatever the model's own code raises
+    except Exception as error:  # noqa: BLE001 - whatever the model's own code raises
         log.info("the training mode of `%s` was not captured: %s", type(model).__name__, error)
     else:
         reader.read(program, training=True)
@@ -124,7 +124,7 @@ def _explain(
     shapes = ", ".join(_describe(a) for a in (*args, *kwargs.values()))
     try:
         model(*args, **kwargs)
-    except Exception as run_error:
+    except Exception as run_error:  # noqa: BLE001 - likewise
         return TraceError(
             f"`{name}` does not run on the example inputs ({shapes}): "
             f"{type(run_error).__name__}: {_first_line(run_error)}. "
@@ -231,9 +231,7 @@ def _outputs(node: fx.Node, called: str) -> dict[str, Tensor]:
         return {called: made}
     if isinstance(made, tuple | list):
         return {
-            _output_name(called, i): item
-            for i, item in enumerate(made)
-            if isinstance(item, Tensor)
+            _output_name(called, i): item for i, item in enumerate(made) if isinstance(item, Tensor)
         }
     return {}
 

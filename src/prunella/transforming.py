@@ -1,4 +1,4 @@
-"""The pruned model: the user's own class with smaller tensors. The only file that changes shapes."""
+"""The pruned model: the user's own class, smaller. The only file that changes shapes."""
 
 import copy
 import traceback

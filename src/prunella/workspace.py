@@ -64,10 +64,12 @@ class Workspace:
 
     Args:
         folder: Created with its parents when first written to.
+        main: Whether this process writes; of several that share a folder only one does.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, main: bool = True) -> None:
         self.folder = folder
+        self._main = main
 
     def path(self, *parts: str) -> Path:
         """Name a file or folder of the run, making the folder it is in."""
@@ -83,6 +85,9 @@ class Workspace:
         Raises:
             WorkspaceError: Another process holds it.
         """
+        if not self._main:
+            yield
+            return
         lock = FileLock(self.path("lock"))
         owner = self.path("lock.owner")
         try:
@@ -156,6 +161,8 @@ class Workspace:
             payload: Its values, plain JSON.
             files: Files or folders written before, relative to the work folder.
         """
+        if not self._main:
+            return
         present = [path for file in files for path in _files_of(self.folder / file)]
         body = {
             "inputs": _plain(inputs),
@@ -167,7 +174,8 @@ class Workspace:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file that a record will vouch for; `name` is relative to the work folder."""
-        write_atomic(self.path(name), text.encode())
+        if self._main:
+            write_atomic(self.path(name), text.encode())
 
     def find(self, name: str, inputs: Mapping[str, Any]) -> Found:
         """Look for a result made from exactly these inputs."""
@@ -192,11 +200,15 @@ class Workspace:
 
     def forget(self, name: str) -> None:
         """Remove a record if it is there, before the files it vouches for are replaced."""
+        if not self._main:
+            return
         with guard(self.folder):
             (self.folder / f"{name}.json").unlink(missing_ok=True)
 
     def clear(self, name: str) -> None:
         """Remove a folder of the run with all that is in it, records first."""
+        if not self._main:
+            return
         folder = self.folder / name
         with guard(self.folder):
             for record in sorted(folder.rglob("*.json")):
@@ -207,6 +219,8 @@ class Workspace:
     def replace_folder(self, name: str, fill: Callable[[Path], object]) -> Path:
         """Fill a fresh folder with `fill(folder)` and put it in the place of the old one."""
         target = self.path(name)
+        if not self._main:
+            return target
         with guard(self.folder):
             fresh = Path(tempfile.mkdtemp(prefix=_FRESH, dir=target.parent))
             try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -23,11 +24,19 @@ def console(error: bool = False) -> Console:
     return Console(file=stream, width=width, highlight=False, soft_wrap=not stream.isatty())
 
 
+def first_process() -> bool:
+    """Tell whether this is the one of a launcher's processes that speaks; alone it is."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextlib.contextmanager
 def logging_to(file: Path | None, quiet: bool) -> Iterator[None]:
     """Send the library's log to stderr, and with times to the run's own log file."""
     log = logging.getLogger("prunella")
     level = log.level
+    if not first_process():
+        yield
+        return
     handlers: list[logging.Handler] = [_Terminal()]
     handlers[0].setLevel(logging.WARNING if quiet else logging.INFO)
     if file is not None:

@@ -34,6 +34,8 @@ def _task(name: str) -> Callable[[Config, str, bool], None]:
 
         progress = silent if quiet else rich_progress
         result = getattr(pipeline, name)(config, progress, typed=typed)
+        if not speaking.first_process():
+            return
         speaking.console().print(tables.summary(result.record))
         if result.record.latency_text and result.record.compressed is not None:
             speaking.say(f"latency: {result.record.latency_text}")

@@ -18,8 +18,10 @@ class LadderCosts:
     def __init__(self, terms: list[Term], levels: list[list[np.ndarray]]) -> None:
         self._terms: list[tuple[int, list[tuple[int, dict[int, np.ndarray]]]]] = []
         self._touched: dict[int, list[int]] = defaultdict(list)
-        self._lost = lost = [np.stack([~mask for mask in ladder]) for ladder in levels]
-        owner = np.full(len(levels[0][0]), -1)
+        self._lost = lost = [
+            np.stack([np.append(~mask, False) for mask in ladder]) for ladder in levels
+        ]
+        owner = np.full(len(levels[0][0]) + 1, -1)
         for c, rows in enumerate(lost):
             owner[rows[-1]] = c
         for term in terms:
@@ -39,8 +41,10 @@ class LadderCosts:
             factor, dims = self._terms[i]
             product = np.full(len(saved) + 1, float(factor))
             for size, gone in dims:
-                product *= size - sum(int(n[at[c]]) for c, n in gone.items() if c != cluster) - (
-                    gone[cluster][here:] if cluster in gone else 0
+                product *= (
+                    size
+                    - sum(int(n[at[c]]) for c, n in gone.items() if c != cluster)
+                    - (gone[cluster][here:] if cluster in gone else 0)
                 )
             saved += product[0] - product[1:]
         return saved

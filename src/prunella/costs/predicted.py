@@ -30,7 +30,8 @@ def predict(groups: Groups, mask: np.ndarray) -> Costs:
 
 
 def evaluate(terms: list[Term], mask: np.ndarray) -> int:
-    """Sum the terms for one mask."""
+    """Sum the terms for one mask; number -1 in a term is what is never cut."""
+    mask = np.append(mask, True)
     return sum(prod((t.factor, *(int(mask[dim].sum()) for dim in t.dims))) for t in terms)
 
 

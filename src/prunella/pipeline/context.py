@@ -22,6 +22,7 @@ from prunella.costs.predicted import predict
 from prunella.coupling import Exclude, couple
 from prunella.finetuning.feeding import Feed, own_randomness, seed_all
 from prunella.graph import Graph
+from prunella.pipeline.peers import peers
 from prunella.plan import Costs, Groups
 from prunella.progress import Progress, or_silent
 from prunella.storing import load as load_pruned
@@ -49,8 +50,9 @@ class Context:
         self, config: Config, progress: Progress | None = None, typed: str | None = None
     ) -> None:
         self.config = config
-        self.space = Workspace(config.folder)
-        self.progress = or_silent(progress)
+        self.peers = peers()
+        self.space = Workspace(config.folder, main=self.peers.main)
+        self.progress = or_silent(progress if self.peers.main else None)
         self._typed = typed
         self.notes: list[str] = []
 
@@ -132,7 +134,8 @@ class Context:
         """Warn, and keep the warning for the record."""
         if text not in self.notes:
             self.notes.append(text)
-            log.warning("%s", text)
+            if self.peers.main:
+                log.warning("%s", text)
 
     def command(self, verb: str, **settings: object) -> str:
         """Write a command that goes on with this run."""
@@ -153,6 +156,7 @@ def opened(
     context = Context(config, progress, typed)
     with context.space.locked(), threads(config.run.threads):
         yield context
+        context.peers.wait()
 
 
 @contextlib.contextmanager

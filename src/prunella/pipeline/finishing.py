@@ -106,10 +106,7 @@ def latency(context: Context, model: nn.Module | None) -> Entry:
             payload["text"] = str(speedup(found["baseline"], found["compressed"]))
         return payload, ()
 
-    found = context.space.read("latency")
-    if found is not None and found.inputs != inputs:
-        context.space.forget("latency")  # other shapes are no surprise: nothing to explain
-    return remembered(context, "latency", inputs, make)
+    return remembered(context, "latency", inputs, make, quiet=True)
 
 
 @torch.no_grad()

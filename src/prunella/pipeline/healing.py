@@ -82,8 +82,9 @@ def heal(context: Context, slot: Slot, start: Start, pruned: Entry, *, last: boo
             "seconds": max(seconds, time.perf_counter() - began),
         }, (f"{slot.name}/finetuned",)
 
-    entry = remembered(context, slot.record("finetune"), inputs, make)
+    entry = remembered(context, slot.record("finetune"), inputs, make, together=True)
     # The result is on disk: what only served to go on after a kill may go.
+    context.peers.wait()
     for checkpoint in folder.glob("experiment-*"):
         shutil.rmtree(checkpoint, ignore_errors=True)
     return entry

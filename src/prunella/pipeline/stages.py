@@ -11,8 +11,10 @@ from torch import nn
 
 from prunella import sensitivity as analysis
 from prunella.allocating import allocate
+from prunella.errors import PrunellaError
 from prunella.masking import mask
 from prunella.pipeline.context import Context, share_of, weights_digest
+from prunella.pipeline.peers import agreed
 from prunella.pipeline.slots import Slot, forget_after
 from prunella.plan import Budget, Groups, Plan
 from prunella.progress import Progress
@@ -38,19 +40,64 @@ class Start:
 
 
 def remembered(
-    context: Context, name: str, inputs: Mapping[str, Any], make: Callable[[], Made]
+    context: Context,
+    name: str,
+    inputs: Mapping[str, Any],
+    make: Callable[[], Made],
+    *,
+    together: bool = False,
+    quiet: bool = False,
 ) -> Entry:
-    """Reuse a record, or make it, and say which and why."""
+    """Reuse a record, or make it, and say which and why.
+
+    Args:
+        context: Of the run.
+        name: Of the record.
+        inputs: What it is made from.
+        make: Makes its values and the files it vouches for.
+        together: Whether all processes of a run make it, rather than the first for all.
+        quiet: Say nothing; what changes is no surprise.
+    """
+    main = context.peers.main
+    entry = _settled(context, lambda: _look(context, name, inputs, quiet) if main else None)
+    if entry is not None:
+        return entry
+    made = make() if together else None
+
+    def write() -> Entry | None:
+        if not main:
+            return None
+        payload, files = made or make()
+        context.space.write(name, inputs, payload, files)
+        return Entry(inputs, payload)
+
+    entry = _settled(context, write)
+    assert entry is not None, "the first process made it"
+    return entry
+
+
+def _look(context: Context, name: str, inputs: Mapping[str, Any], quiet: bool) -> Entry | None:
     found = context.space.find(name, inputs)
     if found.entry is not None:
-        log.info("%s", found.reason)
+        if not quiet:
+            log.info("%s", found.reason)
         return found.entry
-    if found.reason:
+    if found.reason and not quiet:
         log.warning("%s", found.reason)
     context.space.forget(name)
-    payload, files = make()
-    context.space.write(name, inputs, payload, files)
-    return Entry(inputs, payload)
+    return None
+
+
+def _settled(context: Context, find: Callable[[], Entry | None]) -> Entry | None:
+    """Let the first process's entry, or error, be that of all."""
+    entry: Entry | None = None
+    error: PrunellaError | None = None
+    try:
+        entry = find()
+    except PrunellaError as problem:
+        error = problem
+    shared: Entry | None = agreed(error, entry, context.peers)
+    return shared
 
 
 def baseline(context: Context) -> Entry:

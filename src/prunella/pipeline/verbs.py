@@ -156,7 +156,9 @@ def run(config: Config, progress: Progress | None = None, *, typed: str | None =
         _end(context, *best)
         outcome: Outcome = "done" if met else "floor"
         result = _recorded(context, _where(context), "", outcome)
-        page = reporting.write(config.folder, result.record)
+        page = config.folder / reporting.FILE
+        if context.peers.main:
+            reporting.write(config.folder, result.record)
         return replace(result, text=f"{result.text}; the report is `{page}`")
 
 

@@ -56,7 +56,7 @@ def _convolve(labels: Labels, node: Node, *, transposed: bool) -> Layers:
             labels.structural.append(layer.reshape(-1))
     grid = labels.shape(x)[channel + 1 :] if transposed else shape[channel + 1 :]
     labels.multiply(node, prod(shape[:channel]) * prod(grid) * prod(kernel), dims)
-    made = (spread(outs.reshape(-1), channel, ndim),) if outs.numel() > 1 else ()
+    made: Layers = (spread(outs.reshape(-1), channel, ndim),) if outs.numel() > 1 else ()
     if isinstance(bias, Ref) and made:
         wide = tuple(n if d == channel else 1 for d, n in enumerate(shape))
         tail = tuple(spread(a, channel, ndim) for a in labels.of(bias))
@@ -75,9 +75,7 @@ def _vector(labels: Labels, weight: Ref, dim: int, node: Node) -> Tensor:
     return along
 
 
-def _grouped(
-    labels: Labels, node: Node, weight: Ref, conv_groups: int
-) -> tuple[Tensor, Tensor]:
+def _grouped(labels: Labels, node: Node, weight: Ref, conv_groups: int) -> tuple[Tensor, Tensor]:
     """Couple a grouped convolution: the labels of the weight's first two dimensions, by conv group.
 
     The weight's rows (dimension 0) list the channels of all conv groups, its columns (dimension 1)

@@ -1,7 +1,7 @@
 """Element-wise operators: labels that meet are united, with broadcasting."""
 
 from prunella.graph import Node, Ref, refs
-from prunella.labels import Labels, Layers, Operand, pad, spread
+from prunella.labels import Labels, Layer, Layers, Operand, pad, spread
 from prunella.rules._registry import argument, rule
 
 _UNARY = """
@@ -78,5 +78,5 @@ def glu(labels: Labels, node: Node) -> Layers:
     return labels.meet(shape, [Operand(tuple(half), shape) for half in halves], node)
 
 
-def _halves(layer, dim):  # type: ignore[no-untyped-def]
+def _halves(layer: Layer, dim: int) -> tuple[Layer, ...]:
     return layer.chunk(2, dim) if layer.shape[dim] > 1 else (layer, layer)

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator
 
-
 import torch
 from torch import Tensor
 
-from prunella.graph import Node, Ref, refs
-from prunella.labels import Labels, Layer, Layers, Shape, pad, shrink, varies, varying
+from prunella.graph import Node, refs
+from prunella.labels import Labels, Layer, Layers, Operand, Shape, pad, shrink, varies, varying
 from prunella.rules._registry import argument, rule
 
 
@@ -53,7 +52,8 @@ def _segments(before: Shape, after: Shape) -> Iterator[tuple[list[int], list[int
     """Cut two shapes into runs of equal product: (2, 3, 4) -> (6, 4) is (2, 3)->(6), (4)->(4)."""
     i = j = 0
     while i < len(before) or j < len(after):
-        ins, outs = [], []
+        ins: list[int] = []
+        outs: list[int] = []
         m = n = 1
         while True:
             if m <= n and i < len(before) and (m < n or not ins):
@@ -120,9 +120,7 @@ def repeat_interleave(labels: Labels, node: Node) -> Layers:
     if dim is None:
         return _stop(labels, node, "repeats the flattened tensor")
     dim %= len(labels.shape(x))
-    return tuple(
-        a.repeat_interleave(times, dim) if varies(a, dim) else a for a in labels.of(x)
-    )
+    return tuple(a.repeat_interleave(times, dim) if varies(a, dim) else a for a in labels.of(x))
 
 
 @rule("aten.cat.default", "aten.concat.default", "aten.concatenate.default")
@@ -152,8 +150,6 @@ def _join(labels: Labels, node: Node, parts: list[tuple[Layers, Shape]], dim: in
 
     A part that is not labelled along `dim` gets labels of its own that may not be cut.
     """
-    from prunella.labels import Operand
-
     along: list[Tensor] = []
     across: list[Operand] = []
     labelled = any(varies(a, dim) for layers, _ in parts for a in layers)
@@ -207,9 +203,7 @@ def split(labels: Labels, node: Node) -> list[Layers]:
         if varies(layer, dim):
             labels.freeze(layer, "is split at fixed places", node)
     pieces = [_pieces(node, a, dim, unbind) for a in labels.of(x)]
-    return [
-        tuple(p[i] for p in pieces if p[i].numel() > 1) for i, _ in enumerate(node.outputs)
-    ]
+    return [tuple(p[i] for p in pieces if p[i].numel() > 1) for i, _ in enumerate(node.outputs)]
 
 
 def _pieces(node: Node, layer: Layer, dim: int, unbind: bool) -> list[Layer]:
@@ -331,5 +325,3 @@ def _stop(labels: Labels, node: Node, reason: str) -> Layers:
         for layer in labels.of(ref):
             labels.freeze(layer, reason, node)
     return ()
-
-
