@@ -41,7 +41,7 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 draw_norm(module, generator)
-            elif getattr(module, "bias", None) is not None:
+            elif isinstance(getattr(module, "bias", None), Tensor):
                 module.bias.uniform_(-0.5, 0.5, generator=generator)
     return model
 
