@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import prunella
 from prunella.errors import ConfigError, TaskError, WorkspaceError
 from prunella.finetuning import DECAYS, DivergedError, Recipe, checkpoint, finetune
 from prunella.finetuning.averaging import Average
 from prunella.finetuning.feeding import Feed, own_randomness
 from prunella.finetuning.schedule import factor, warmup_steps
 from prunella.progress import silent
-from prunella.tasks import evaluate
+from prunella.tasks import Metric, evaluate
 from tests.unit.small_task import Points, small_model, small_task
 
 RECIPE = Recipe(epochs=4, lr=0.05, distill=0.0)
@@ -33,6 +34,22 @@ RECIPE = Recipe(epochs=4, lr=0.05, distill=0.0)
 def same(first: nn.Module, second: nn.Module) -> bool:
     others = second.state_dict()
     return all(torch.equal(value, others[name]) for name, value in first.state_dict().items())
+
+
+class Images(nn.Module):
+    """A convolution before the small network, fed with the points as images of 4 channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.rest = small_model()
+
+    def forward(self, points: Tensor) -> Tensor:
+        images = points[:, :, None, None].expand(-1, -1, 4, 4)
+        outputs: Tensor = self.rest(self.conv(images).mean((2, 3)))
+        return outputs
 
 
 # ---- schedule
@@ -122,23 +139,40 @@ def test_the_user_s_module_is_not_patched() -> None:
 
 
 def test_channels_last_is_taken_back() -> None:
-    class Flat(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(4, 8, 3, padding=1)
-            self.rest = small_model()
-            self.seen: list[bool] = []
+    orders = []
 
-        def forward(self, points: Tensor) -> Tensor:
-            images = points[:, :, None, None].expand(-1, -1, 4, 4)
-            self.seen.append(self.conv.weight.is_contiguous(memory_format=torch.channels_last))
-            outputs: Tensor = self.rest(self.conv(images).mean((2, 3))[:, :4])
-            return outputs
+    def look(model: nn.Module, inputs: Any) -> None:
+        weight = model.get_parameter("conv.weight")
+        orders.append(weight.is_contiguous(memory_format=torch.channels_last))
 
-    done = finetune(Flat(), small_task(), replace(RECIPE, epochs=1, channels_last=True))
-    assert done.model.seen  # type: ignore[truthy-function]
-    assert all(done.model.seen)  # type: ignore[arg-type]
-    assert done.model.conv.weight.is_contiguous()  # type: ignore[union-attr,operator]
+    model = Images()
+    model.register_forward_pre_hook(look)
+    done = finetune(model, small_task(), replace(RECIPE, epochs=1, channels_last=True))
+    assert orders
+    assert all(orders)
+    assert done.model.get_parameter("conv.weight").is_contiguous()
+
+
+def test_channels_last_is_resumed_exactly(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, channels_last=True, precision="bf16", ema=0.5)
+    wanted = finetune(Images(), small_task(), recipe).model
+    with pytest.raises(KeyboardInterrupt):
+        finetune(Images(), small_task(), recipe, checkpoint=tmp_path, report=Interrupt(2))
+    assert same(finetune(Images(), small_task(), recipe, checkpoint=tmp_path).model, wanted)
+
+
+def test_masked_training_keeps_what_is_removed_at_zero(tmp_path: Path) -> None:
+    model, inputs = small_model(), torch.randn(3, 4)
+    plan = prunella.prune(model, inputs, ratio=0.5).plan
+    recipe = replace(RECIPE, ema=0.5)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(model, small_task(), recipe, plan=plan, checkpoint=tmp_path, report=Interrupt(2))
+    done = finetune(model, small_task(), recipe, plan=plan, checkpoint=tmp_path).model
+    assert same(done, finetune(model, small_task(), recipe, plan=plan).model)
+    assert same(done, prunella.mask(done, plan))
+    assert not same(done, prunella.mask(model, plan))
+    pruned = prunella.transform(done, plan, inputs)
+    assert torch.allclose(pruned.eval()(inputs), done.eval()(inputs), atol=1e-6)
 
 
 def test_same_seed_same_weights_other_seed_others() -> None:
@@ -443,8 +477,23 @@ def test_the_first_step_not_finite_is_named() -> None:
         calls.append(1)
         return outputs.sum() * (math.nan if len(calls) == 9 else 1.0)
 
-    with pytest.raises(DivergedError, match="the loss is nan in epoch 2, step 3"):
+    with pytest.raises(DivergedError, match="the loss is nan, in epoch 2, step 3"):
         finetune(small_model(), replace(small_task(), loss=loss), replace(RECIPE, lr=1e-4))
+
+
+def test_a_metric_not_finite_is_a_divergence() -> None:
+    calls = []
+
+    def compute(pairs: Any) -> float:
+        calls.append(len(list(pairs)))
+        return math.nan if len(calls) == 2 else 0.5
+
+    task = small_task(metric=Metric("score", higher_is_better=True, compute=compute))
+    with pytest.raises(
+        DivergedError, match="metric `score` is not finite on split `valid`, in epoch 2, step 6"
+    ) as caught:
+        finetune(small_model(), task, RECIPE)
+    assert len(caught.value.history) == 1
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from prunella.modes import evaluating
 from prunella.plan import Plan
 from prunella.progress import Progress, or_silent
 from prunella.structure import tensors
-from prunella.tasks import Task, evaluate, open_split, positional, to_device
+from prunella.tasks import NotFiniteError, Task, evaluate, open_split, positional, to_device
 
 Report = Callable[[int, float | None, float], bool]
 
@@ -169,10 +169,10 @@ class _Training:
             start = time.monotonic()
             try:
                 loss = self._epoch(number, steps, feed, shown)
+                metric = self._judge(number, steps, shown)
             except DivergedError as error:
                 error.history = tuple(history)
                 raise
-            metric = self._judge(number, shown)
             rate = recipe.lr * self._factor(number * steps - 1, steps)
             history.append(Epoch(number, loss, metric, rate, time.monotonic() - start))
             store.write(self._state(history))
@@ -236,7 +236,7 @@ class _Training:
         recipe = self._recipe
         return factor(step, steps * recipe.epochs, decay=recipe.decay, warmup=recipe.warmup)
 
-    def _judge(self, number: int, progress: Progress) -> float:
+    def _judge(self, number: int, steps: int, progress: Progress) -> float:
         with nullcontext() if self._average is None else self._average.in_place():
             try:
                 metric = evaluate(
@@ -246,6 +246,9 @@ class _Training:
                     precision=self._recipe.precision,
                     progress=progress,
                 )
+            except NotFiniteError as cause:
+                what = f"metric `{self._task.metric.name}` is not finite on split `valid`"
+                raise DivergedError(what, number, steps) from cause
             except TaskError as cause:
                 raise TaskError(f"after epoch {number} of finetuning: {cause}") from cause
         return float(_from_main(self._accelerator, metric))

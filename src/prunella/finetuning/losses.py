@@ -23,7 +23,7 @@ class DivergedError(TaskError):
 
     def __init__(self, what: str, epoch: int, step: int) -> None:
         super().__init__(
-            f"{what} in epoch {epoch}, step {step}: the training has diverged. Lower the learning "
+            f"{what}, in epoch {epoch}, step {step}: the training has diverged. Lower the learning "
             "rate (`lr`), or raise `warmup`"
         )
         self.epoch = epoch

@@ -1,5 +1,6 @@
 """Tasks: the protocol a user's problem follows, the built-in ones, and how a model is judged."""
 
+from prunella.tasks._evaluating import NotFiniteError as NotFiniteError
 from prunella.tasks._evaluating import batches as batches
 from prunella.tasks._evaluating import evaluate as evaluate
 from prunella.tasks._evaluating import fingerprint as fingerprint
@@ -19,6 +20,7 @@ from prunella.tasks.metrics import cross_entropy as cross_entropy
 __all__ = [
     "CATALOGUE",
     "Metric",
+    "NotFiniteError",
     "Split",
     "Task",
     "accuracy",

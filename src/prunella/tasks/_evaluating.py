@@ -14,6 +14,10 @@ from prunella.progress import Progress, or_silent
 from prunella.tasks._protocol import Split, Task
 
 
+class NotFiniteError(TaskError):
+    """The metric is not finite: it is wrong, or the model is."""
+
+
 def evaluate(
     model: nn.Module,
     task: Task,
@@ -36,7 +40,8 @@ def evaluate(
         progress: See `prunella.progress`.
 
     Raises:
-        TaskError: The split is empty, its loader or the metric raises, or the metric is not finite.
+        TaskError: The split is empty, or its loader or the metric raises.
+        NotFiniteError: The metric is not finite. (A TaskError.)
     """
     where = _device_of(model) if device is None else torch.device(device)
     loader = open_split(task, split)
@@ -59,7 +64,7 @@ def evaluate(
                 f"`{task.name}` fit together"
             ) from cause
     if not math.isfinite(value):
-        raise TaskError(
+        raise NotFiniteError(
             f"metric `{task.metric.name}` of task `{task.name}` is {value} on split `{split}`. "
             "Check the metric for a division by zero and the model's outputs for values that are "
             "not finite"

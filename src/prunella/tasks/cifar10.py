@@ -94,7 +94,7 @@ def task(  # noqa: PLR0913
         loss=cross_entropy,
         metric=accuracy(),
         example_inputs=(torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)),),
-        settings={"lr": 0.02, "weight_decay": 1e-4},
+        settings={"lr": 0.02, "weight_decay": 1e-4, "channels_last": True},
     )
 
 
