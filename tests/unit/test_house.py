@@ -52,6 +52,16 @@ def test_public_names_are_exactly_those_listed():
     assert len(prunella.__all__) == len(set(prunella.__all__))
 
 
+def test_type_checkers_see_the_same_names():
+    source = ast.parse(Path(prunella.__file__).read_text(encoding="utf-8"))
+    block = next(node for node in source.body if isinstance(node, ast.If))
+    seen = {alias.asname: f"{n.module}.{alias.name}" for n in block.body for alias in n.names}
+    assert set(seen) == set(prunella.__all__)
+    for name, origin in seen.items():
+        module, _, attribute = origin.rpartition(".")
+        assert getattr(sys.modules[module], attribute) is EXPORTED[name]
+
+
 def test_public_names_are_sorted():
     # Constants, then classes, then functions, as the formatter has them.
     def key(name):
@@ -112,7 +122,7 @@ def test_every_import_is_a_declared_dependency():
 
 def test_importing_is_light():
     code = (
-        "import prunella, torch, sys, json; "
+        "import prunella, torch, sys, json; [getattr(prunella, n) for n in prunella.__all__]; "
         "print(json.dumps([torch.cuda.is_initialized(), sorted(sys.modules)]))"
     )
     done = subprocess.run(
