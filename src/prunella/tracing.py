@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from prunella.blame import first_line, own_line
 from prunella.errors import ConfigError, TraceError
 from prunella.examples import describe
 from prunella.graph import Graph, Kind, Node, Ref, Value, refs
@@ -67,7 +69,7 @@ def trace(
         try:
             program = torch.export.export(_Flat(model), args, kwargs, strict=False)
         except Exception as error:
-            raise _explain(model, args, kwargs, error) from error
+            raise explain(model, args, kwargs, error) from error
         reader.read(program, training=False)
         if reader.unused(model):
             _read_training(reader, model, args, kwargs)
@@ -89,13 +91,21 @@ def _read_training(
 ) -> None:
     """Read the model in training mode too, for the sake of what runs only then (auxiliary heads).
 
-    Where it cannot be captured its parameters stay listed as unused.
+    Batch norms stay in evaluation mode: they compute the same labels, and take a single sample.
     """
     model.train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
     try:
         program = torch.export.export(_Flat(model), args, kwargs, strict=False)
     except Exception as error:  # noqa: BLE001 - whatever the model's own code raises
-        log.info("the training mode of `%s` was not captured: %s", type(model).__name__, error)
+        log.warning(
+            "%s are not used in evaluation mode, and the training mode could not be captured (%s): "
+            "finetuning the pruned model may fail there",
+            ", ".join(sorted({name.rpartition(".")[0] for name in reader.unused(model)})[:5]),
+            first_line(error),
+        )
     else:
         reader.read(program, training=True)
     finally:
@@ -116,36 +126,40 @@ class _Flat(nn.Module):
 _PREFIX = "model."  # what `_Flat` puts before every name
 
 
-def _explain(
+def explain(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception
 ) -> TraceError:
     """Tell a wrong input from a model that runs but cannot be captured."""
-    name = type(model).__name__
-    shapes = ", ".join(_describe(a) for a in (*args, *kwargs.values()))
-    try:
-        model(*args, **kwargs)
-    except Exception as run_error:  # noqa: BLE001 - likewise
-        return TraceError(
-            f"`{name}` does not run on the example inputs ({shapes}): "
-            f"{type(run_error).__name__}: {_first_line(run_error)}. "
-            "Pass inputs that `model(*example_inputs, **example_kwargs)` accepts"
-        )
-    where = re.search(r'File "([^"]+)", line (\d+), in forward', str(error))
-    at = f" at {where[1]}:{where[2]}" if where else ""
-    return TraceError(
-        f"`{name}` runs on the example inputs but could not be captured{at}: "
-        f"{type(error).__name__}: {_first_line(error)}. Control flow that depends on tensor values "
-        "(`if x.sum() > 0`, `.item()`, `.tolist()`) is the usual reason: move it out of `forward`, "
-        "or prune the submodule before it"
+    wrong = wrong_input(model, args, kwargs)
+    return wrong or TraceError(
+        f"`{type(model).__name__}` runs on the example inputs but could not be captured"
+        f"{own_line(error)}: {type(error).__name__}: {first_line(error)}. Control flow that "
+        "depends on tensor values (`if x.sum() > 0`, `.item()`, `.tolist()`) is the usual reason: "
+        "move it out of `forward`, or prune the submodule before it"
     )
 
 
+def wrong_input(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> TraceError | None:
+    """Run the model itself; return the error to raise where it does not take these inputs."""
+    try:
+        with evaluating(model), torch.no_grad():
+            model(*args, **kwargs)
+    except Exception as error:  # noqa: BLE001 - whatever the model's own code raises
+        shapes = ", ".join(_describe(a) for a in (*args, *kwargs.values()))
+        return TraceError(
+            f"`{type(model).__name__}` does not run on the example inputs ({shapes})"
+            f"{own_line(error)}: {type(error).__name__}: {first_line(error)}. Pass inputs that "
+            "`model(*example_inputs, **example_kwargs)` accepts"
+        )
+    return None
+
+
 def _describe(value: Any) -> str:
-    return f"{tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), "")[:300]
+    return (
+        f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+    )
 
 
 class _Reader:

@@ -1,7 +1,6 @@
 """The pruned model: the user's own class, smaller. The only file that changes shapes."""
 
 import copy
-import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from prunella import certifying
+from prunella.blame import first_line, own_line
 from prunella.certifying import Certificate
 from prunella.errors import ConfigError, TransformError
 from prunella.examples import Arguments, make
@@ -19,7 +19,7 @@ from prunella.modes import evaluating
 from prunella.plan import Plan, compose
 from prunella.slicing import take
 from prunella.structure import canonical_names, tensors
-from prunella.tracing import Inputs, positional
+from prunella.tracing import Inputs, positional, wrong_input
 
 _PLAN = "_prunella_plan"
 
@@ -63,7 +63,7 @@ def transform_and_prove(
     """Transform, and return the certificate beside the pruned model."""
     check_digest(model, plan)
     pruned = shrink(model, plan)
-    _run(pruned, args, kwargs)
+    _run(model, pruned, args, kwargs)
     return pruned, certifying.certify(model, pruned, plan, args, kwargs)
 
 
@@ -144,17 +144,19 @@ def example_of(
     return make(plan.example, 0, device)
 
 
-def _run(pruned: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _run(
+    model: nn.Module, pruned: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
     try:
         with evaluating(pruned), torch.no_grad():
             pruned(*args, **kwargs)
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [f for f in frames if "/torch/" not in f.filename and __file__ != f.filename]
-        at = f" at {own[-1].filename}:{own[-1].lineno} (`{own[-1].line}`)" if own else ""
-        raise TransformError(
-            f"the pruned `{type(pruned).__name__}` does not run{at}: {type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''}. A size is written into its code; "
-            "compute it from the tensors' shapes, or exclude the modules around it. The model was "
-            "left untouched"
+        raise (
+            wrong_input(model, args, kwargs)
+            or TransformError(
+                f"the pruned `{type(pruned).__name__}` does not run{own_line(error)}: "
+                f"{type(error).__name__}: {first_line(error)}. A size is written into its code; "
+                "compute it from the tensors' shapes, or exclude the modules around it. The model "
+                "was left untouched"
+            )
         ) from error

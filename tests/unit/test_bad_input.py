@@ -43,8 +43,8 @@ def model() -> Iterator[nn.Module]:
 @pytest.mark.parametrize(
     ("inputs", "match"),
     [
-        (torch.randn(2, 4, 8, 8), r"does not run on the example inputs \(\(2, 4, 8, 8\)\)"),
-        ((IMAGE, IMAGE), r"`Residual` does not run on the example inputs \(.*\): TypeError"),
+        (torch.randn(2, 4, 8, 8), r"example inputs \(\(2, 4, 8, 8\) torch.float32\)"),
+        ((IMAGE, IMAGE), r"`Residual` does not run on the example inputs \(.*\).*: TypeError"),
         ((), r"`Residual` does not run on the example inputs"),
         (("image",), r"does not run on the example inputs \(str\)"),
         (IMAGE.double(), r"does not run on the example inputs .*RuntimeError"),

@@ -15,6 +15,20 @@ _OTHERS = """
 """
 
 
+_CHECKS = """
+    _assert_tensor_metadata.default _assert_scalar.default _assert_async.default _assert_async.msg
+    sym_size.int sym_numel.default sym_stride.int sym_constrain_range.default
+    sym_constrain_range_for_size.default
+"""
+
+
+@rule(*(f"aten.{op}" for op in _CHECKS.split()))
+def check(labels: Labels, node: Node) -> list[Layers]:
+    """Look at a tensor and leave it alone."""
+    del labels
+    return [() for _ in node.outputs]
+
+
 @rule(*(f"aten.{op}" for op in _FILLS.split()))
 def fill(labels: Labels, node: Node) -> Layers:
     """Make a constant, which adapts to whatever it meets."""

@@ -128,7 +128,7 @@ def cat(labels: Labels, node: Node) -> Layers:
     """Concatenate the labels; those of the other dimensions meet."""
     tensors = [ref for ref in node.args[0] if labels.shape(ref) != (0,)]
     dim = argument(node, 1, "dim", 0) % len(labels.shape(tensors[0]))
-    return _join(labels, node, [(labels.of(r), labels.shape(r)) for r in tensors], dim)
+    return _join(labels, node, [labels.operand(ref) for ref in tensors], dim)
 
 
 @rule("aten.stack.default")
@@ -136,39 +136,39 @@ def stack(labels: Labels, node: Node) -> Layers:
     """Join tensors along a new dimension: what they carry meets there."""
     dim = argument(node, 1, "dim", 0) % (len(labels.shape(node.args[0][0])) + 1)
     parts = [
-        (
-            tuple(a.unsqueeze(dim) for a in labels.of(ref)),
-            (*labels.shape(ref)[:dim], 1, *labels.shape(ref)[dim:]),
+        Operand(
+            tuple(a.unsqueeze(dim) for a in part.layers),
+            (*part.shape[:dim], 1, *part.shape[dim:]),
+            part.fill,
         )
-        for ref in node.args[0]
+        for part in map(labels.operand, node.args[0])
     ]
     return _join(labels, node, parts, dim)
 
 
-def _join(labels: Labels, node: Node, parts: list[tuple[Layers, Shape]], dim: int) -> Layers:
+def _join(labels: Labels, node: Node, parts: list[Operand], dim: int) -> Layers:
     """Concatenate what varies along `dim`, let what does not meet.
 
     A part that is not labelled along `dim` gets labels of its own that may not be cut.
     """
     along: list[Tensor] = []
     across: list[Operand] = []
-    labelled = any(varies(a, dim) for layers, _ in parts for a in layers)
-    for layers, shape in parts:
-        flat = tuple(1 if d == dim else n for d, n in enumerate(shape))
-        mine = [a for a in layers if varies(a, dim)]
-        across.append(Operand(tuple(a for a in layers if not varies(a, dim)), flat))
+    labelled = any(varies(a, dim) for part in parts for a in part.layers)
+    for part in parts:
+        flat = tuple(1 if d == dim else n for d, n in enumerate(part.shape))
+        mine = [a for a in part.layers if varies(a, dim)]
+        rest = tuple(a for a in part.layers if not varies(a, dim))
+        across.append(Operand(rest, flat, part.fill))
         if labelled and not mine:
-            own = labels.fresh(shape[dim])
+            own = labels.fresh(part.shape[dim])
             labels.freeze(own, "is concatenated from a plain extent", node)
-            mine = [own.reshape([-1 if d == dim else 1 for d in range(len(shape))])]
+            mine = [own.reshape([-1 if d == dim else 1 for d in range(len(flat))])]
         if labelled:
-            rest = [d for d in range(len(shape)) if d != dim]
-            first = labels.pass_through((mine[0],), rest, "is concatenated across", node)
+            others = [d for d in range(len(flat)) if d != dim]
             for other in mine[1:]:
                 labels.unite(mine[0], other)
-            along.append(first[0] if first else mine[0])
-    flat_out = tuple(1 if d == dim else n for d, n in enumerate(parts[0][1]))
-    met = labels.meet(flat_out, across, node)
+            along.append(labels.collapse(mine[0], others, "is concatenated across", node))
+    met = labels.meet(across[0].shape, across, node)
     return (*met, torch.cat(along, dim)) if labelled else met
 
 

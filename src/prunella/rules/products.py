@@ -6,7 +6,7 @@ from torch import Tensor
 
 from prunella.graph import Node, Ref
 from prunella.labels import Labels, Layer, Layers, Operand, Shape, pad, spread, varies, varying
-from prunella.rules._registry import argument, rule
+from prunella.rules._registry import argument, no_rule, rule
 
 
 @rule("aten.linear.default")
@@ -68,11 +68,67 @@ def _matmul(labels: Labels, node: Node, a: Ref, b: Ref) -> Layers:
     right = _unsqueeze(labels.of(b), shape_b, len(shape_b) - 2, ndim + 1)
     wide = (*shape[:-1], shape_a[-1], shape[-1])
     met = labels.meet(wide, [left, right], node)
-    joint = [layer for layer in met if varies(layer, ndim - 1) and len(varying(layer)) > 1]
-    for layer in joint:  # whole heads: what varies over (head, inner) is cut along head
-        labels.unite(layer, layer.narrow(ndim - 1, 0, 1))
-    ended = [x.narrow(ndim - 1, 0, 1) if any(x is j for j in joint) else x for x in met]
-    return tuple(x.squeeze(ndim - 1) for x in ended if not varies(x, ndim - 1) and x.numel() > 1)
+    return tuple(a.squeeze(ndim - 1) for a in _sum_over(labels, met, ndim - 1))
+
+
+def _sum_over(labels: Labels, layers: Layers, dim: int) -> Layers:
+    """End what varies along `dim` alone; what varies jointly is cut along the rest: whole heads."""
+    left = []
+    for layer in layers:
+        if varies(layer, dim) and len(varying(layer)) > 1:
+            labels.unite(layer, layer.narrow(dim, 0, 1))
+            left.append(layer.narrow(dim, 0, 1))
+        elif not varies(layer, dim):
+            left.append(layer)
+    return tuple(a for a in left if a.numel() > 1)
+
+
+@rule("aten.einsum.default")
+def einsum(labels: Labels, node: Node) -> Layers | list[Layers]:
+    """Lay two tensors out over all letters, let them meet, sum over the letters that end."""
+    equation, tensors = node.args[:2]
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    plain = arrow and "." not in equation and all(len(set(t)) == len(t) for t in (*terms, output))
+    if not plain or len(terms) != 2:
+        return no_rule(labels, node)
+    letters = output + "".join(sorted(set("".join(terms)) - set(output)))
+    sizes = {
+        letter: n
+        for term, ref in zip(terms, tensors, strict=True)
+        for letter, n in zip(term, labels.shape(ref), strict=True)
+        if n > 1
+    }
+    operands = [
+        _lay_out(labels, ref, term, letters) for term, ref in zip(terms, tensors, strict=True)
+    ]
+    along: dict[str, Tensor | int] = {letter: sizes.get(letter, 1) for letter in letters}
+    for term, ref in zip(terms, tensors, strict=True):
+        for d, letter in enumerate(term):
+            found = labels.labels_along(ref, d)
+            if isinstance(found, Tensor):
+                along[letter] = found
+    if len(letters) > len(output):  # else nothing is summed: an outer product, no contraction
+        labels.multiply(node, 1, list(along.values()))
+    met = labels.meet(tuple(sizes.get(letter, 1) for letter in letters), operands, node)
+    for dim in reversed(range(len(output), len(letters))):
+        met = tuple(a.squeeze(dim) for a in _sum_over(labels, met, dim))
+    return met
+
+
+def _lay_out(labels: Labels, ref: Ref, term: str, letters: str) -> Operand:
+    """Permute a tensor's layers to the order of `letters`, with size 1 for those it lacks."""
+    order = sorted(range(len(term)), key=lambda d: letters.index(term[d]))
+    places = [letters.index(term[d]) for d in order]
+
+    def lay(sizes: Shape) -> list[int]:
+        wide = [1] * len(letters)
+        for place, d in zip(places, order, strict=True):
+            wide[place] = sizes[d]
+        return wide
+
+    layers = tuple(a.permute(order).reshape(lay(tuple(a.shape))) for a in labels.of(ref))
+    return Operand(layers, tuple(lay(labels.shape(ref))))
 
 
 def _along(labels: Labels, ref: Ref, dim: int) -> Tensor | int:

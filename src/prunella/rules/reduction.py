@@ -4,6 +4,9 @@ from prunella.graph import Node
 from prunella.labels import Labels, Layers
 from prunella.rules._registry import argument, rule
 
+# Their second argument is the order of the norm, the third the dimensions.
+_NORMS = ("aten.linalg_vector_norm.default", "aten.norm.ScalarOpt_dim")
+
 
 @rule(
     *(
@@ -12,6 +15,7 @@ from prunella.rules._registry import argument, rule
         for overload in ("dim", "dim_IntList", "default", "int", "dim_int", "correction")
     ),
     "aten.var_mean.correction",
+    *_NORMS,
 )
 def reduce(labels: Labels, node: Node) -> list[Layers]:
     """Drop the reduced dimensions; labels on them may not be cut.
@@ -21,7 +25,7 @@ def reduce(labels: Labels, node: Node) -> list[Layers]:
     """
     x = node.args[0]
     ndim = len(labels.shape(x))
-    dims = argument(node, 1, "dim")
+    dims = argument(node, 2 if node.op in _NORMS else 1, "dim")
     if dims is None:
         dims = range(ndim)
     reduced = {d % ndim for d in ((dims,) if isinstance(dims, int) else dims)} or set(range(ndim))
