@@ -24,7 +24,7 @@ class Pictures:
         patterns = torch.randn(CLASSES, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(7))
         self.labels = torch.randint(CLASSES, (COUNTS[split],), generator=random)
         noise = torch.randn(COUNTS[split], 1, SIZE, SIZE, generator=random)
-        self.images = patterns[self.labels] + 1.5 * noise
+        self.images = patterns[self.labels] + 0.7 * noise
         self.shuffled, self.epoch, self.pause = split == "train", 0, pause
 
     def set_epoch(self, epoch: int) -> None:

@@ -50,7 +50,7 @@ class Context:
         self, config: Config, progress: Progress | None = None, typed: str | None = None
     ) -> None:
         self.config = config
-        self.peers = peers()
+        self.peers = peers(config.run.device)
         self.space = Workspace(config.folder, main=self.peers.main)
         self.progress = or_silent(progress if self.peers.main else None)
         self._typed = typed
