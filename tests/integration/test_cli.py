@@ -232,6 +232,14 @@ def test_a_disk_that_fills_up_loses_nothing(tmp_path: Path, finished: tuple[Path
     assert (tmp_path / "final/plan.json").read_bytes() == whole.read_bytes()
 
 
+def test_a_floor_that_is_missed_is_told_by_the_exit_code(tmp_path: Path) -> None:
+    strict = ["--finetune.max_drop", "0", "--finetune.lr", "1e-6", "--prune.retries", "0"]
+    result = quick("run", tmp_path, "--budget.macs", "0.1", *strict)
+    assert result.exit_code == 1, result.output
+    assert "no round met the floor" in result.stderr
+    assert "Baseline" in result.stdout
+
+
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     arguments = ["run", str(TASK), "--budget.macs", "0.5", "--task.options.pause", "0.05"]
     process = subprocess.Popen(

@@ -15,7 +15,9 @@ from prunella.config import Config, load
 from prunella.errors import BudgetError, ConfigError, TaskError, WorkspaceError
 from prunella.pipeline import rounds, verbs
 from prunella.pipeline.context import Context, data_digest, share_of
+from prunella.pipeline.judging import floor_of
 from prunella.pipeline.slots import Slot, attempts
+from prunella.workspace import Entry
 
 TASK = Path(__file__).parents[1] / "tiny_task.py"
 BASE = {
@@ -317,6 +319,45 @@ def test_a_loader_that_raises_loses_nothing(tmp_path: Path) -> None:
         pipeline.run(config)
     assert [attempt.tuned for attempt in attempts(verbs.Workspace(folder))] == [None]
     assert list(folder.rglob("epoch-0001.safetensors"))
+
+
+def test_a_training_loop_of_the_users_own(tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(
+        TASK.read_text()
+        + """
+
+def mine(model: nn.Module, epochs: int) -> None:
+    assert model.training
+    with torch.no_grad():
+        model.head.bias += epochs
+
+
+_stated = task
+
+
+def task() -> Task:
+    import dataclasses
+
+    return dataclasses.replace(_stated(), train=mine)
+"""
+    )
+    config = settings(tmp_path / "run", task__spec=str(own), finetune__epochs=3)
+    result = pipeline.run(config)
+    dense = Context(config).task.model().head.bias
+    assert isinstance(dense, torch.Tensor)
+    fresh = Context(config).task.model()
+    healed = prunella.load(tmp_path / "run/final", fresh)
+    assert torch.allclose(healed.head.bias, dense + 6)  # two rounds of three epochs
+    assert result.record.epochs == 6
+
+
+@pytest.mark.parametrize(("higher", "floor"), [(True, 0.75), (False, 0.85)])
+def test_a_drop_is_for_the_worse(tmp_path: Path, higher: bool, floor: float) -> None:
+    context = Context(settings(tmp_path, finetune__max_drop=0.05))
+    metric = tasks.Metric("score", higher, lambda pairs: 0.0)
+    context.task = dataclasses.replace(tasks.load(str(TASK)), metric=metric)
+    assert floor_of(context, Entry({}, {"valid": 0.8})) == pytest.approx(floor)
 
 
 def test_a_share_of_the_data() -> None:

@@ -13,6 +13,7 @@ from prunella.cli.options import read, signature, with_signature
 from prunella.config import Config, template
 from prunella.errors import ConfigError, WorkspaceError
 
+FLOOR = 1
 INTERRUPTED = 130
 
 
@@ -44,6 +45,8 @@ def _task(name: str) -> Callable[[Config, str, bool], None]:
         speaking.say(result.text)
         if result.next:
             speaking.say(f"next: {result.next}")
+        if result.record.outcome == "floor":
+            raise typer.Exit(FLOOR)
 
     return act
 

@@ -59,10 +59,13 @@ def heal(context: Context, slot: Slot, start: Start, pruned: Entry, *, last: boo
 
     def make() -> Made:
         began = time.perf_counter()
-        log.info("%s: finetuning, %d experiments", slot, len(space.points))
+        how = (
+            "the task's own training" if context.task.train else f"{len(space.points)} experiments"
+        )
+        log.info("%s: finetuning, %s", slot, how)
         model, plan = to_train(context, slot, start)
         found = search(
-            model,
+            model.train(),  # as a loop of the user's own would find a model it has just built
             context.task,
             space,
             folder=folder,
