@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from prunella.arranging import settle
+from prunella.arranging import Flow, flow_of, settle
 from prunella.costs.ladders import LadderCosts
 from prunella.costs.predicted import mac_terms, param_terms, predict
 from prunella.counting import Cluster, clusters, nearest_counts
@@ -81,6 +81,7 @@ class _Chooser:
     def __init__(self, groups: Groups, scores: Scores) -> None:
         self.groups = groups
         self.clusters = clusters(groups)
+        self._flow = flow_of(groups) if any(c.moved for c in self.clusters) else None
         values = np.zeros(groups.channels)
         for group in groups:
             values[group.start : group.start + group.channels] = scores.values[group.name]
@@ -100,27 +101,27 @@ class _Chooser:
     def nearest(self, cluster: Cluster, ratios: Mapping[str, float]) -> np.ndarray:
         """Return the mask of one cluster that comes nearest to the ratios."""
         mask = self._best(cluster, nearest_counts(cluster, ratios))
-        if not cluster.moved or mask.all():
+        if self._flow is None or not cluster.moved or mask.all():
             return mask
         # Not every width has a counterpart among the original's channels: look further and further
         # away from what was asked, a step of one channel on the widest axis at a time.
         step = 1 / int((cluster.axes @ cluster.sizes()).max(initial=1))
-        for away in range(int(1 / step) + 1):
-            for shift in (away * step, -away * step):
-                shifted = {name: min(max(r + shift, 0.0), 1.0) for name, r in ratios.items()}
-                found = self._settled(cluster, nearest_counts(cluster, shifted))
-                if found is not None:
-                    return found
+        shifts = [0.0, *(s * i * step for i in range(1, int(1 / step) + 1) for s in (1, -1))]
+        for shift in shifts:
+            shifted = {name: min(max(r + shift, 0.0), 1.0) for name, r in ratios.items()}
+            found = self._settled(self._flow, cluster, nearest_counts(cluster, shifted))
+            if found is not None:
+                return found
         raise CouplingError(
             f"no number of channels of {', '.join(cluster.groups[:3])} fits how they are cut and "
             "moved; exclude these modules"
         )
 
-    def _settled(self, cluster: Cluster, counts: np.ndarray) -> np.ndarray | None:
+    def _settled(self, flow: Flow, cluster: Cluster, counts: np.ndarray) -> np.ndarray | None:
         mask = self._best(cluster, counts)
         if mask.all():
             return mask
-        settled = settle(self.groups, mask)
+        settled = settle(flow, mask)
         counts = np.array([settled.get(atom.key, 0) for atom in cluster.atoms])
         fits = cluster.binds(counts) and bool((counts <= cluster.sizes()).all())
         return self._best(cluster, counts) if fits else None
@@ -210,6 +211,8 @@ def _by_damage(
         _, c, jump = best
         order += [c] * jump
         at[c] += jump
+        if _fits(chooser.groups, _combine(levels, at), limits):
+            return order
 
 
 def _curve(chooser: _Chooser, cluster: Cluster, ladder: Ladder, damage: Damage) -> np.ndarray:

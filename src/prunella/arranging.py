@@ -7,6 +7,7 @@ them: right by construction, with no index arithmetic of its own.
 """
 
 from collections import defaultdict
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,6 +16,41 @@ from prunella.coupling import close, propagate
 from prunella.errors import CouplingError
 from prunella.labels import Labels, varying
 from prunella.plan import Axis, Groups
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """How labels went through a network in its own shapes, so that a plan's can be told.
+
+    Attributes:
+        groups: The groups of the network.
+        layers: For every value, the dimensions each of its layers varies on, and the channel
+            numbers along them.
+        rows: The rows that must keep equally many, sorted, as bytes.
+        constraints: How many constraints were recorded on the way.
+    """
+
+    groups: Groups
+    layers: dict[str, list[tuple[tuple[int, ...], np.ndarray]]]
+    rows: frozenset[bytes]
+    constraints: int
+
+
+def flow_of(groups: Groups) -> Flow:
+    """Send labels through the network once more, and keep where they went."""
+    graph = groups.graph
+    labels = propagate(graph, {name: value.shape for name, value in graph.values.items()})
+    number = _numbers(groups, labels)
+    layers = {
+        name: [
+            (dims, number[layer.reshape([layer.shape[d] for d in dims]).numpy()])
+            for layer in found
+            if (dims := varying(layer))
+        ]
+        for name, found in labels.layers.items()
+    }
+    rows = frozenset(np.sort(row).tobytes() for block in groups.blocks for row in block.rows)
+    return Flow(groups, layers, rows, len(labels.rows))
 
 
 def arrange(groups: Groups, mask: np.ndarray) -> dict[Axis, np.ndarray]:
@@ -26,7 +62,7 @@ def arrange(groups: Groups, mask: np.ndarray) -> dict[Axis, np.ndarray]:
     """
     moving = _moving(groups)
     now = mask | ~moving  # the others keep their order: cut them afterwards
-    labels, components = _propagate_pruned(groups, now)
+    labels, components = _propagate_pruned(flow_of(groups), now)
     channel = np.full(components.max(initial=-1) + 1, -1)
     kept_by_atom = {
         atom.key: [int(n) for n in atom.channels if now[n]] for atom in atoms_of(groups)
@@ -61,36 +97,30 @@ def _moving(groups: Groups) -> np.ndarray:
     return moving
 
 
-def settle(groups: Groups, mask: np.ndarray) -> dict[AtomKey, int]:
+def settle(flow: Flow, mask: np.ndarray) -> dict[AtomKey, int]:
     """Say how many channels of every atom the network has in the shapes that a mask gives.
 
     Rows that keep equally many fix the shapes, but not yet what a later cut takes from which row:
     an interleaved dimension of 2k channels cut in two gives ceil(k / 2) of the first row to the
     first half, say. The pruned network itself says.
     """
-    labels, components = _propagate_pruned(groups, mask)
-    return {key: len(found) for key, found in _atoms_of(groups, labels, components).items()}
+    labels, components = _propagate_pruned(flow, mask)
+    return {key: len(found) for key, found in _atoms_of(flow.groups, labels, components).items()}
 
 
-def _propagate_pruned(groups: Groups, mask: np.ndarray) -> tuple[Labels, np.ndarray]:
-    graph = groups.graph
-    before = propagate(graph, {name: value.shape for name, value in graph.values.items()})
-    number = _numbers(groups, before)
-    rows = {np.sort(row).tobytes() for block in groups.blocks for row in block.rows}
+def _propagate_pruned(flow: Flow, mask: np.ndarray) -> tuple[Labels, np.ndarray]:
     kept = np.append(mask, True)  # number -1 is what never changes
     shapes = {}
-    for name, value in graph.values.items():
+    for name, value in flow.groups.graph.values.items():
         sizes = list(value.shape)
-        for layer in before.layers.get(name, ()):
-            dims = varying(layer)
-            found = number[layer.reshape([layer.shape[d] for d in dims]).numpy()]
-            for d, size in zip(dims, _extents(found, kept, rows), strict=True):
+        for dims, number in flow.layers.get(name, ()):
+            for d, size in zip(dims, _extents(number, kept, flow.rows), strict=True):
                 sizes[d] = size
         shapes[name] = tuple(sizes)
-    after = propagate(graph, shapes)
-    if len(after.rows) != len(before.rows):
+    labels = propagate(flow.groups.graph, shapes)
+    if len(labels.rows) != flow.constraints:
         raise CouplingError("a dimension that is cut and moved would keep a single channel")
-    return after, close(after)
+    return labels, close(labels)
 
 
 def _gather(number: np.ndarray, mask: np.ndarray, channels: np.ndarray) -> np.ndarray:
@@ -111,7 +141,7 @@ def _numbers(groups: Groups, labels: Labels) -> np.ndarray:
     return np.asarray(of_component[components])
 
 
-def _extents(number: np.ndarray, kept: np.ndarray, rows: set[bytes]) -> list[int]:
+def _extents(number: np.ndarray, kept: np.ndarray, rows: frozenset[bytes]) -> list[int]:
     """Return the extents of what is kept of a layer, which may be ragged along one dimension.
 
     Along a ragged dimension every slice is a row that keeps equally many: which dimension it is
@@ -132,20 +162,29 @@ def _extents(number: np.ndarray, kept: np.ndarray, rows: set[bytes]) -> list[int
 
 def _atoms_of(groups: Groups, labels: Labels, components: np.ndarray) -> dict[AtomKey, list[int]]:
     """Sort the pruned network's components into the original's atoms, in order of position."""
-    by_axes = {frozenset((a, p.shape[1]) for a, p in g.axes.items()): g for g in groups}
+    order = {axis: i for i, axis in enumerate(groups.axes)}
+    by_axes = {
+        np.repeat(
+            *np.array(sorted((order[a], p.shape[1]) for a, p in g.axes.items())).T
+        ).tobytes(): g
+        for g in groups
+    }
     rows: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
     for b, block in enumerate(groups.blocks):
         for r, row in enumerate(components[labels.rows[block.index].labels.numpy()]):
             for component, times in zip(*np.unique(row, return_counts=True), strict=True):
                 rows[int(component)].append((b, r, int(times)))
-    places: dict[int, dict[Axis, int]] = {}
-    for axis in groups.axes:
-        for component in components[labels.axes[axis].numpy()].reshape(-1).tolist():
-            counts = places.setdefault(component, {})
-            counts[axis] = counts.get(axis, 0) + 1
+    owners = [components[labels.axes[axis].reshape(-1).numpy()] for axis in groups.axes]
+    owner = np.concatenate(owners)
+    axis_of = np.repeat(np.arange(len(owners)), [len(o) for o in owners])
+    by_owner = np.argsort(owner, kind="stable")
+    found, starts = np.unique(owner[by_owner], return_index=True)
+    first = by_owner[starts]  # where each component comes first
+    signatures = np.split(axis_of[by_owner], starts[1:])
     atoms: dict[AtomKey, list[int]] = defaultdict(list)
-    for component, counts in places.items():
-        group = by_axes.get(frozenset(counts.items()))
+    for i in np.argsort(first):
+        group = by_axes.get(signatures[i].tobytes())
         if group is not None:
+            component = int(found[i])
             atoms[group.name, tuple(rows[component])].append(component)
     return atoms
