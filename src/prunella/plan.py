@@ -187,16 +187,16 @@ def _limit(name: str, bound: float | int | str | None, dense: int) -> int:
     rule = f"{name} is a share of the dense model in (0, 1] (0.5 or '50%') or a count > 1"
     if bound is None:
         return dense
-    if isinstance(bound, str):
+    found = bound
+    if isinstance(found, str):
         try:
-            bound = float(bound[:-1]) / 100 if bound.endswith("%") else float(bound)
+            found = float(found[:-1]) / 100 if found.endswith("%") else float(found)
         except ValueError:
             raise ConfigError(f"{rule}, got {bound!r}") from None
-        if bound > 1 and bound != int(bound):
-            raise ConfigError(f"{rule}, got {bound!r}")
-    if isinstance(bound, bool) or not bound > 0:
+    whole = isinstance(bound, str) and bound.endswith("%")  # "200%" is no count of two
+    if isinstance(found, bool) or not found > 0 or (found > 1 and (whole or found % 1)):
         raise ConfigError(f"{rule}, got {bound!r}")
-    return int(bound * dense) if bound <= 1 else int(bound)
+    return int(found * dense) if found <= 1 else int(found)
 
 
 @dataclass(frozen=True)
