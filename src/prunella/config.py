@@ -124,6 +124,9 @@ class PruneSection(_Section):
     """Importance of a channel: the name of a criterion."""
     exclude: Annotated[tuple[str, ...], BeforeValidator(_single)] = ()
     """Layers to leave alone: names, globs ("layer3.*") or regexes ("re:.*downsample.*")."""
+    max_ratio: Removed = 0.8
+    """No group loses more of its dense channels, unless the budget cannot be met otherwise: a group
+    measured alone seems cheap to empty, but what is gone no finetuning brings back."""
     rounds: int = Field(default=3, ge=1)
     """Rounds of prune and finetune until the budget, each removing the same share of the rest."""
     retries: int = Field(default=2, ge=0)

@@ -4,16 +4,18 @@ import dataclasses
 import logging
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import prunella
 from prunella import pipeline, tasks
 from prunella.config import Config, load
 from prunella.errors import BudgetError, ConfigError, TaskError, WorkspaceError
-from prunella.pipeline import rounds, verbs
+from prunella.pipeline import rounds, stages, verbs
 from prunella.pipeline.context import Context, data_digest, share_of
 from prunella.pipeline.judging import floor_of
 from prunella.pipeline.slots import Slot, attempts
@@ -383,3 +385,16 @@ def test_data_no_seed_decides_have_no_fingerprint() -> None:
         return [(torch.rand(2, generator=generator), torch.zeros(2))]
 
     assert data_digest(dataclasses.replace(task, data=data), "valid") == "not reproducible"
+
+
+def test_no_group_is_emptied_while_another_can_give() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 4, 1))
+    groups = prunella.couple(prunella.trace(net, torch.randn(1, 3, 4, 4)))
+    scores = prunella.score(net, groups)
+    curves = {"0": (1.0, 1.0), "2": (1.0, 0.2)}  # "0" looks free, "2" is not
+    flat = prunella.Sensitivity("accuracy", True, 1.0, (0.5, 0.9), curves, {"0": 16, "2": 16})
+    budget = prunella.Budget(macs=0.5)
+    assert len(prunella.allocate(groups, scores, budget, flat.damage).channels["0"]) < 8
+    context: Any = SimpleNamespace(config=load(None, {"prune.max_ratio": 0.5}), note=print)
+    held = prunella.allocate(groups, scores, budget, stages._damage(context, flat, groups))
+    assert len(held.channels["0"]) >= 8

@@ -27,6 +27,8 @@ from prunella.workspace import Entry, digest
 
 Made = tuple[Mapping[str, Any], tuple[str, ...]]
 
+_NEVER = 1e6  # per share of a group below its least
+
 log = logging.getLogger("prunella")
 
 
@@ -238,6 +240,7 @@ def cut(
         "settings": {
             "criterion": context.config.prune.criterion,
             "exclude": list(context.config.prune.exclude),
+            "max_ratio": context.config.prune.max_ratio,
         },
     }
 
@@ -311,11 +314,17 @@ def _limit(context: Context, name: str, share: float) -> int:
 
 
 def _damage(context: Context, curves: Sensitivity, groups: Groups) -> Callable[[str, int], float]:
-    """Predict damage; a group that only the pruned model has counts as the most fragile known."""
+    """Predict damage; a group that only the pruned model has counts as the most fragile known.
+
+    Below what `max_ratio` leaves of a group, every channel costs more than any metric is worth, so
+    those go last.
+    """
+    least = 1 - context.config.prune.max_ratio
 
     def damage(name: str, kept: int) -> float:
         if name in curves.curves:
-            return curves.damage(name, kept)
+            short = least - kept / curves.channels[name]
+            return curves.damage(name, kept) + (_NEVER * short if short > 0 else 0.0)
         share = kept / groups[name].channels
         known = ((other, int(share * size)) for other, size in curves.channels.items())
         return max((curves.damage(other, left) for other, left in known), default=0.0)
