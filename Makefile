@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# One thread a process: the tests run in as many processes as there are cores.
+# One thread a process: the tests run in as many processes as there are cores; and on networks as
+# small as the demo's, two threads gain little and wait for each other when the machine is busy.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 WORK ?= demo
 
@@ -10,7 +11,7 @@ WORK ?= demo
 
 # The whole loop on handwritten digits; WORK=folder puts it elsewhere.
 demo: $(VENV)/.demo
-	$(BIN)/prunella run digits --budget.macs 0.5 --finetune.max_drop 0.01 \
+	$(ONE_THREAD) $(BIN)/prunella run digits --budget.macs 0.5 --finetune.max_drop 0.01 \
 		--run.folder $(WORK)
 
 test: $(VENV)/.test
