@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prunella.errors import CertificateError
 from prunella.examples import make
+from prunella.masking import apply_mask
 from prunella.modes import evaluating
 from prunella.outputs import tensors_in
 from prunella.plan import Plan
@@ -71,14 +72,12 @@ def _certify(
     model: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any, dtype: torch.dtype
 ) -> Certificate:
     masked, small = (copy.deepcopy(m).to(dtype) for m in (model, pruned))
-    full = {name: t.detach().clone() for name, t in tensors(masked).items()}
-    errors = []
+    apply_mask(masked, plan)
     with evaluating(masked), evaluating(small), torch.no_grad():
-        _load(masked, small, full, plan)
-        errors.append(_compare(masked, small, inputs, dtype))
+        errors = [_compare(masked, small, inputs, dtype)]
         if plan.example is not None:
-            device = next((t.device for t in full.values()), torch.device("cpu"))
-            _load(masked, small, _perturb(full), plan)
+            device = next((t.device for t in tensors(model).values()), torch.device("cpu"))
+            _perturb(model, masked, small, plan, dtype)
             errors.append(_compare(masked, small, make(plan.example, 1, device), dtype))
     error, tolerance = max(errors), _TOLERANCES[dtype]
     if not error <= tolerance:
@@ -90,29 +89,25 @@ def _certify(
     return Certificate(error, tolerance, str(dtype).removeprefix("torch."), len(errors))
 
 
-def _load(masked: nn.Module, small: nn.Module, full: Mapping[str, Tensor], plan: Plan) -> None:
-    """Put the same tensors into both models, zeroed in one and sliced in the other."""
-    found, sliced = tensors(masked), tensors(small)
-    for name, tensor in full.items():
-        kept = plan.kept.get(name, {})
-        found[name].copy_(tensor)
-        if tensor.is_floating_point():
-            zero_removed(found[name], kept)
-        sliced[name].copy_(take(tensor, kept))
+def _perturb(
+    model: nn.Module, masked: nn.Module, small: nn.Module, plan: Plan, dtype: torch.dtype
+) -> None:
+    """Move every float tensor a little at random, the same in both; one at a time, for memory.
 
-
-def _perturb(full: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Move every float tensor a little at random; what is positive (a variance) stays positive."""
+    What is positive (a variance) stays positive.
+    """
     generator = torch.Generator().manual_seed(2)
-    moved = {}
-    for name, tensor in full.items():
-        if tensor.is_floating_point():
+    wide, sliced = tensors(masked), tensors(small)
+    for name, original in tensors(model).items():
+        if original.is_floating_point():
+            tensor = original.detach().to(dtype)
             noise = torch.randn(tensor.shape, generator=generator).to(tensor)
             tensor = tensor * (0.1 * noise).exp()
             if not bool((tensor > 0).all()):
                 tensor = tensor + 0.02 * noise
-        moved[name] = tensor
-    return moved
+            sliced[name].copy_(take(tensor, plan.kept.get(name, {})))
+            wide[name].copy_(tensor)
+            zero_removed(wide[name], plan.kept.get(name, {}))
 
 
 def _compare(masked: nn.Module, small: nn.Module, inputs: Any, dtype: torch.dtype) -> float:
