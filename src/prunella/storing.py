@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import os
+from contextlib import ExitStack
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from prunella.errors import PlanMismatchError, WorkspaceError
+from prunella.files import replacing
 from prunella.masking import check_digest
 from prunella.plan import Plan
 from prunella.structure import tensors
@@ -37,20 +38,18 @@ def save(model: nn.Module, folder: str | Path, plan: Plan | None = None) -> None
             "plan that led to it as `plan=`"
         )
     folder = Path(folder)
-    fresh = {name: folder / f"{name}.new" for name in (_PLAN, _WEIGHTS, _SUMS)}
+    state = {name: tensor.detach().contiguous() for name, tensor in tensors(model).items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        fresh[_PLAN].write_text(plan.to_json())
-        state = {name: tensor.detach().contiguous() for name, tensor in tensors(model).items()}
-        save_file(state, fresh[_WEIGHTS])
-        fresh[_SUMS].write_text(json.dumps({n: _sum(fresh[n]) for n in (_PLAN, _WEIGHTS)}))
-        for name, path in fresh.items():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-            path.replace(folder / name)
+        with ExitStack() as stack:  # all are written before the first takes its place
+            fresh = {
+                name: stack.enter_context(replacing(folder / name))
+                for name in (_PLAN, _WEIGHTS, _SUMS)
+            }
+            fresh[_PLAN].write_text(plan.to_json())
+            save_file(state, fresh[_WEIGHTS])
+            fresh[_SUMS].write_text(json.dumps({n: _sum(fresh[n]) for n in (_PLAN, _WEIGHTS)}))
     except (OSError, SafetensorError) as error:
-        for path in fresh.values():
-            path.unlink(missing_ok=True)
         raise WorkspaceError(
             f"the model could not be saved in `{folder}`: {error}. What was there before is "
             "intact; free some space or choose another folder"

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from prunella.errors import WorkspaceError
+from prunella.files import UNFINISHED, replacing
 
 SCHEMA = 1
 
@@ -35,7 +36,6 @@ _RECREATE = {
     "final": "prunella transform",
     "test": "prunella transform",
 }
-_FRESH = ".unfinished-"
 _DISK = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # full
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST),  # not ours to write
@@ -109,7 +109,7 @@ class Workspace:
 
     def _sweep(self) -> None:
         # What a killed process had half written: nothing refers to it.
-        for left in self.folder.rglob(f"{_FRESH}*"):
+        for left in self.folder.rglob(f"{UNFINISHED}*"):
             if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
             else:
@@ -222,7 +222,7 @@ class Workspace:
         if not self._main:
             return target
         with guard(self.folder):
-            fresh = Path(tempfile.mkdtemp(prefix=_FRESH, dir=target.parent))
+            fresh = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=target.parent))
             try:
                 fill(fresh)
                 if target.exists():
@@ -258,18 +258,8 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises:
         WorkspaceError: The disk is full or may not be written; the old content stays.
     """
-    with guard(path):
-        handle, name = tempfile.mkstemp(prefix=_FRESH, dir=path.parent)
-        fresh = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(path)
-        finally:
-            fresh.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+    with guard(path), replacing(path) as fresh:
+        fresh.write_bytes(data)
 
 
 @contextlib.contextmanager
@@ -339,13 +329,3 @@ def _cannot_write(where: Path, cause: Exception) -> WorkspaceError:
         f"cannot write `{where}`: {why}. What was finished before is kept: free some space (or "
         "allow writing there) and give the same command again"
     )
-
-
-def _sync_folder(folder: Path) -> None:
-    # Without it the new name itself may be lost with the power; not every system can do it.
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

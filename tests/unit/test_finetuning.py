@@ -424,7 +424,7 @@ def test_full_disk_keeps_the_epoch_before(
         if epoch == 2 and step == "tensors":
             monkeypatch.setattr(checkpoint, "save_file", full)
         elif epoch == 2 and step == "sync":
-            monkeypatch.setattr(checkpoint.os, "fsync", full)
+            monkeypatch.setattr(os, "fsync", full)
         elif epoch == 2:
             monkeypatch.setattr(Path, "replace", full)
         return False

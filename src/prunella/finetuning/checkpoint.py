@@ -10,8 +10,7 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prunella.errors import WorkspaceError
+from prunella.files import UNFINISHED, replacing
 
 SCHEMA = 1
 INDEX = "checkpoint.json"
 # The work folder sweeps files of this name when a run is started again.
-_FRESH = ".unfinished-"
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 
 
@@ -92,7 +91,8 @@ class Checkpoint:
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in saved.tensors.items()}
         with guard(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            _replace(self.folder / name, lambda fresh: save_file(_apart(tensors), fresh))
+            with replacing(self.folder / name) as fresh:
+                save_file(_apart(tensors), fresh)
             body = {
                 "identity": self._identity,
                 "epoch": saved.epoch,
@@ -101,8 +101,12 @@ class Checkpoint:
                 "values": json.loads(json.dumps(saved.values)),
             }
             text = json.dumps({"schema": SCHEMA, "sha256": _digest(body), "body": body}, indent=1)
-            _replace(self.folder / INDEX, lambda fresh: fresh.write_text(text, encoding="utf-8"))
-            for old in (*self.folder.glob("epoch-*.safetensors"), *self.folder.glob(f"{_FRESH}*")):
+            with replacing(self.folder / INDEX) as fresh:
+                fresh.write_text(text, encoding="utf-8")
+            for old in (
+                *self.folder.glob("epoch-*.safetensors"),
+                *self.folder.glob(f"{UNFINISHED}*"),
+            ):
                 if old.name != name:
                     old.unlink(missing_ok=True)
 
@@ -145,19 +149,6 @@ def _cannot_write(where: Path, why: str) -> WorkspaceError:
         f"cannot write the checkpoint in `{where}`: {why}. The last finished epoch saved there is "
         "kept: free some space (or allow writing there) and give the same command again"
     )
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    handle, name = tempfile.mkstemp(prefix=_FRESH, dir=path.parent)
-    os.close(handle)
-    fresh = Path(name)
-    try:
-        write(fresh)
-        with fresh.open("rb") as file:
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
