@@ -10,8 +10,9 @@ from prunella.allocating import Damage, allocate
 from prunella.certifying import Certificate
 from prunella.coupling import Exclude, couple
 from prunella.criteria import Criterion
-from prunella.errors import ConfigError
+from prunella.errors import ConfigError, TransformError
 from prunella.plan import Budget, Groups, Plan
+from prunella.probing import runnable
 from prunella.scoring import score
 from prunella.tracing import Inputs, positional, trace
 from prunella.transforming import transform_and_prove
@@ -69,6 +70,8 @@ def prune(  # noqa: PLR0913 - one call for all stages
 ) -> PruneResult:
     """Trace, couple, score, allocate and transform in one call.
 
+    Groups whose size is written into the model's code are left whole; the summary names the line.
+
     Args:
         model: Any module; left untouched.
         example_inputs: A tensor, or a tuple of positional arguments.
@@ -95,11 +98,21 @@ def prune(  # noqa: PLR0913 - one call for all stages
     """
     if (ratio is None) == (macs is None and params is None):
         raise ConfigError("give a budget (`macs`, `params` or both) or a `ratio`, and not both")
-    graph = trace(model, example_inputs, example_kwargs)
-    groups = couple(graph, exclude)
-    scores = score(model, groups, criterion)
-    target = Budget(macs=macs, params=params) if ratio is None else ratio
-    plan = allocate(groups, scores, target, damage)
     args, kwargs = positional(example_inputs), dict(example_kwargs or {})
-    pruned, proof = transform_and_prove(model, plan, args, kwargs)
+    groups = couple(trace(model, args, kwargs), exclude)
+    target = Budget(macs=macs, params=params) if ratio is None else ratio
+
+    def cut(groups: Groups) -> tuple[nn.Module, Plan, Certificate]:
+        plan = allocate(groups, score(model, groups, criterion), target, damage)
+        pruned, proof = transform_and_prove(model, plan, args, kwargs)
+        return pruned, plan, proof
+
+    try:
+        pruned, plan, proof = cut(groups)
+    except TransformError:
+        free = runnable(model, groups, args, kwargs)
+        if free is groups:
+            raise
+        groups = free
+        pruned, plan, proof = cut(groups)
     return PruneResult(pruned, plan, proof, Summary(plan, groups))

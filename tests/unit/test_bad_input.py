@@ -282,8 +282,10 @@ def test_a_size_in_the_users_code_leaves_the_model_untouched() -> None:
     case = ZOO["size_in_code"]
     model = case.model()
     before = oracle.state(model)
+    groups = prunella.couple(prunella.trace(model, case.inputs()))
+    plan = prunella.allocate(groups, prunella.score(model, groups), 0.5)
     with pytest.raises(TransformError, match="left untouched"):
-        prunella.prune(model, case.inputs(), ratio=0.5)
+        prunella.transform(model, plan, case.inputs())
     assert oracle.unchanged(model, before)
 
 

@@ -1,0 +1,65 @@
+"""Sizes written into a model's code: what does not run with fewer channels stays whole."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import prunella
+from prunella.errors import NothingToPruneError
+from prunella.probing import runnable
+
+
+class LeNet(nn.Module):
+    """The classic, with the size of its features spelled out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 6, 5)
+        self.conv2 = nn.Conv2d(6, 16, 5)
+        self.fc1 = nn.Linear(400, 120)
+        self.fc2 = nn.Linear(120, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        x = x.view(-1, 400)
+        return self.fc2(F.relu(self.fc1(x)))
+
+
+IMAGE = torch.randn(2, 1, 32, 32)
+
+
+def test_what_the_code_spells_out_is_left_whole_and_the_line_is_named() -> None:
+    result = prunella.prune(LeNet(), IMAGE, ratio=0.5)
+    assert [len(result.plan.channels[name]) for name in ("conv1", "fc1")] == [3, 60]
+    assert "conv2" not in result.plan.channels
+    stuck = next(group for group in result.summary.groups.frozen if group.name == "conv2")
+    assert "test_probing.py" in str(stuck.frozen[0])
+    assert prunella.count_macs(result.model, IMAGE) == result.plan.after.macs
+
+
+def test_a_budget_is_met_by_the_others() -> None:
+    result = prunella.prune(LeNet(), IMAGE, params=0.3)
+    assert prunella.count_params(result.model) <= 0.3 * prunella.count_params(LeNet())
+    assert result.model.conv2.out_channels == 16
+
+
+def test_a_model_that_runs_keeps_its_groups() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    groups = prunella.couple(prunella.trace(net, IMAGE))
+    assert runnable(net, groups, (IMAGE,), {}) is groups
+
+
+def test_nothing_left_is_an_error_with_the_line() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 4, 3)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv(x).mean((2, 3)).view(2, 4))
+
+    with pytest.raises(NothingToPruneError, match=r"does not run with fewer channels at .*view"):
+        prunella.prune(Fixed(), IMAGE, ratio=0.5)
