@@ -1,7 +1,7 @@
 """Prune every network of a collection, prove each result, and write down what it took.
 
     python -m benchmarks.zoo torchvision-cnn
-    python -m benchmarks.zoo torchvision-cnn resnet18 vgg16_bn --size 64 --out /tmp/zoo
+    python -m benchmarks.zoo torchvision-cnn resnet18 vgg16_bn --size 64 --out zoo
 
 Every network runs in a process of its own with a time and a memory limit; what fails is a row with
 its error. Weights are random: a proof of equality needs none, and batch-norm statistics, affines
