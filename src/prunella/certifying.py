@@ -113,9 +113,11 @@ def _perturb(
 def _compare(masked: nn.Module, small: nn.Module, inputs: Any, dtype: torch.dtype) -> float:
     args, kwargs = _cast(inputs, dtype)
     outputs = []
-    for model in (masked, small):
-        torch.manual_seed(0)  # functional dropout and the like draw the same numbers
-        outputs.append(list(tensors_in(model(*copy.deepcopy(args), **copy.deepcopy(kwargs)))))
+    cuda = {t.device.index for t in tensors(masked).values() if t.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(cuda)):  # the caller's random numbers go on as before
+        for model in (masked, small):
+            torch.manual_seed(0)  # functional dropout and the like draw the same numbers
+            outputs.append(list(tensors_in(model(*copy.deepcopy(args), **copy.deepcopy(kwargs)))))
     if [a.shape for a in outputs[0]] != [b.shape for b in outputs[1]]:
         return float("inf")
     return max((_difference(a, b) for a, b in zip(*outputs, strict=True)), default=0.0)
@@ -124,7 +126,7 @@ def _compare(masked: nn.Module, small: nn.Module, inputs: Any, dtype: torch.dtyp
 def _difference(a: Tensor, b: Tensor) -> float:
     if not a.numel():
         return 0.0
-    a, b = a.double(), b.double()
+    a, b = a.cpu().double(), b.cpu().double()  # not every device has float64
     same = (a == b) | (a.isnan() & b.isnan())
     scale = a[a.isfinite()].abs().max().item() if bool(a.isfinite().any()) else 0.0
     gap = torch.where(same, 0.0, a - b).abs().nan_to_num(nan=float("inf")).max().item()
