@@ -157,6 +157,7 @@ def _assemble(labels: Labels, components: np.ndarray) -> Groups:
             for axis, found in labels.axes.items()
             if (numbers[found.numpy()] >= 0).all()
         },
+        marked=tuple(labels.marked),
     )
 
 

@@ -1,7 +1,7 @@
 """The captured network as frozen values: tensors by name, and the operators between them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -43,12 +43,49 @@ class Value:
 
 
 @dataclass(frozen=True, slots=True)
+class Dim:
+    """The model's code read this number as the size of a dimension of a tensor."""
+
+    value: str
+    dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attr:
+    """The model's code read this number from an attribute of a module, or of what a module holds.
+
+    `Attr("blocks.0.attn", "num_heads")`, `Attr("", "config.hidden_size")`,
+    `Attr("norm", "normalized_shape[0]")`.
+    """
+
+    module: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Calc:
+    """The model's code computed this number: `left op right`, op one of + - * // %."""
+
+    op: str
+    left: "Size"
+    right: "Size"
+
+
+Size = int | Dim | Attr | Calc
+"""Where a number in the arguments of a node comes from; a plain int stands in the code itself."""
+
+Path = tuple[int | str, ...]
+"""Leads to a part of a node's arguments: `(1, 2)` is `args[1][2]`, `("dim",)` `kwargs["dim"]`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """One operator call, its tensor arguments replaced by `Ref`.
 
     `module` is the qualified name of the innermost module whose forward made the call ("" is the
     model itself), `module_type` the name of its class. `training` marks a call that was captured in
     training mode, for the sake of modules that run only then: it binds channels and costs nothing.
+    `sizes` says where the integers among the arguments come from; what is not listed is unknown.
     """
 
     name: str
@@ -59,6 +96,7 @@ class Node:
     module: str
     module_type: str
     training: bool = False
+    sizes: Mapping[Path, Size] = field(default_factory=dict)
 
     def where(self) -> str:
         """Say which operator in which module this is, for messages."""
@@ -81,6 +119,12 @@ class Graph:
         example: Description of the inputs, good enough to make others like them (`examples`); None
             where there is none.
         unused: Parameters that nothing captured uses.
+        equal: Numbers that the model's code compared and found equal.
+        recorded: The graph is one recorded run, whose later course may depend on the data: it tells
+            which channels belong together, but cannot be run in the model's place.
+        takes: How the user's arguments become `inputs`: `(args, kwargs)` with a `Ref` for each
+            tensor.
+        returns: What the model returns, with a `Ref` for each tensor; None where it cannot be told.
     """
 
     values: Mapping[str, Value]
@@ -92,3 +136,7 @@ class Graph:
     digest: str
     example: Any = None
     unused: tuple[str, ...] = ()
+    equal: tuple[tuple[Size, Size], ...] = ()
+    recorded: bool = False
+    takes: Any = None
+    returns: Any = None

@@ -78,6 +78,7 @@ class Labels:
     products: list[Product] = field(default_factory=list)
     followed: list[Followed] = field(default_factory=list)
     fills: set[str] = field(default_factory=set)
+    marked: list[str] = field(default_factory=list)
 
     # -- what a rule asks
 
@@ -165,6 +166,14 @@ class Labels:
             else:
                 labelled.append(dim)
         self.products.append(Product(node.name, node.module, factor, tuple(labelled)))
+
+    def mark(self, node: Node) -> None:
+        """Note that a node takes statistics over channels: those that are kept, once some are cut.
+
+        Zeroing a channel is then not the same as removing it, so the masked model takes the
+        statistics over the kept channels too.
+        """
+        self.marked.append(node.name)
 
     def follow(self, node: Node, attribute: str, heads: Tensor) -> None:
         """Let a module's integer attribute equal the number of `heads` that are kept."""

@@ -4,7 +4,7 @@ import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from prunella.errors import ConfigError, PlanMismatchError
 from prunella.graph import Graph
 
 SCHEMA = 1
+
+Form = Literal["class", "graph"]
+"""What a pruned model is: an instance of the user's own class, or the captured graph rewritten."""
 
 Indices = tuple[int, ...] | tuple[tuple[int, ...], ...]
 """Kept indices along one dimension; one tuple per conv group where each keeps its own."""
@@ -98,6 +101,8 @@ class Groups:
     Iterating gives the groups that may be cut; `frozen` are those that may not, each with reasons.
     Channels are numbered over both, those that may be cut first; `axes` gives the number at each
     position of each axis, `[size]`, or `[conv_groups, size]` where every conv group has its own.
+    `marked` are the nodes that take statistics over channels. `form` says what the pruned model
+    will be: "class" respects the sizes that the model's own code spells out, "graph" rewrites them.
     """
 
     graph: Graph
@@ -107,6 +112,8 @@ class Groups:
     terms: tuple[MacTerm, ...]
     followers: tuple[Follower, ...]
     axes: Mapping[Axis, np.ndarray]
+    marked: tuple[str, ...] = ()
+    form: Form = "class"
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.prunable)
@@ -214,6 +221,9 @@ class Plan:
         before: Costs of the model the plan was made for.
         after: Costs of the pruned model.
         example: Description of inputs the model runs on (`examples.make`), None where unknown.
+        form: What the pruned model is: the user's own class, or the captured graph rewritten.
+        marked: Whether statistics are taken over channels of which some are cut, so that the masked
+            model takes them over the kept ones.
     """
 
     digest: str
@@ -224,6 +234,8 @@ class Plan:
     before: Costs
     after: Costs
     example: Any = None
+    form: Form = "class"
+    marked: bool = False
 
     def to_json(self) -> str:
         """Write the plan as JSON text."""
@@ -256,6 +268,8 @@ class Plan:
                 before=Costs(**record["before"]),
                 after=Costs(**record["after"]),
                 example=record["example"],
+                form=record.get("form", "class"),
+                marked=record.get("marked", False),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, PlanMismatchError):
@@ -299,6 +313,8 @@ def compose(first: Plan, second: Plan) -> Plan:
         before=first.before,
         after=second.after,
         example=first.example,
+        form="graph" if "graph" in (first.form, second.form) else "class",
+        marked=first.marked or second.marked,
     )
 
 
