@@ -1,0 +1,66 @@
+"""Compute everything in one precision, whatever precision the model's own code asks for."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+_RAISED = {
+    torch.float64: {
+        torch.float16: torch.float64,
+        torch.bfloat16: torch.float64,
+        torch.float32: torch.float64,
+        torch.complex32: torch.complex128,
+        torch.complex64: torch.complex128,
+    },
+    torch.float32: {
+        torch.float16: torch.float32,
+        torch.bfloat16: torch.float32,
+        torch.complex32: torch.complex64,
+    },
+}
+
+
+class AtLeast(TorchDispatchMode):
+    """Raise every lower precision to `dtype`: of tensors, of results, of what operators are told.
+
+    Models cast to float32 in the midst of their forward (norms, softmax, rotary embeddings), and a
+    comparison in float64 would see the digits lost there. Numbers that are the limits of a lower
+    precision (the smallest float32 as a mask) become those of `dtype`.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._raised = _RAISED[dtype]
+        real = [low for low in self._raised if low.is_floating_point]
+        self._limits = {
+            getattr(torch.finfo(low), name): getattr(torch.finfo(dtype), name)
+            for low in real
+            for name in ("min", "max")
+        }
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run an operator with all its arguments raised."""
+        writes = func._schema.is_mutable
+        args, kwargs = tree_map(lambda item: self._raise(item, writes), (args, kwargs or {}))
+        result = func(*args, **kwargs)
+        # What is written in place, or views what is, must stay the same memory.
+        return result if writes else tree_map(lambda item: self._raise(item, writes), result)
+
+    def _raise(self, item: Any, writes: bool) -> Any:
+        if isinstance(item, Tensor):
+            return item if writes else item.to(self._raised.get(item.dtype, item.dtype))
+        if isinstance(item, torch.dtype):
+            return self._raised.get(item, item)
+        if isinstance(item, float):
+            return self._limits.get(item, item)
+        return item
