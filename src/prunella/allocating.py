@@ -5,13 +5,14 @@ from dataclasses import asdict
 
 import numpy as np
 
-from prunella.arranging import Flow, flow_of, settle
+from prunella.arranging import settle
 from prunella.costs.ladders import LadderCosts
 from prunella.costs.predicted import mac_terms, param_terms, predict
 from prunella.counting import Cluster, clusters, nearest_counts
 from prunella.errors import BudgetError, ConfigError, CouplingError
 from prunella.plan import Budget, Costs, Groups, Plan, Scores, nearest
 from prunella.planning import kept_of, make_plan, nothing_to_prune
+from prunella.resizing import Flow, flow_of
 
 _LEVELS = 32  # steps between keeping all of a cluster and keeping the least of it
 

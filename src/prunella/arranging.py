@@ -7,50 +7,16 @@ them: right by construction, with no index arithmetic of its own.
 """
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 
 from prunella.counting import AtomKey, atoms_of, clusters
 from prunella.coupling import close, propagate
 from prunella.errors import CouplingError
-from prunella.labels import Labels, varying
+from prunella.labels import Labels
 from prunella.plan import Axis, Groups
-
-
-@dataclass(frozen=True, eq=False)
-class Flow:
-    """How labels went through a network in its own shapes, so that a plan's can be told.
-
-    Attributes:
-        groups: The groups of the network.
-        layers: For every value, the dimensions each of its layers varies on, and the channel
-            numbers along them.
-        rows: The rows that must keep equally many, sorted, as bytes.
-        constraints: How many constraints were recorded on the way.
-    """
-
-    groups: Groups
-    layers: dict[str, list[tuple[tuple[int, ...], np.ndarray]]]
-    rows: frozenset[bytes]
-    constraints: int
-
-
-def flow_of(groups: Groups) -> Flow:
-    """Send labels through the network once more, and keep where they went."""
-    graph = groups.graph
-    labels = propagate(graph, {name: value.shape for name, value in graph.values.items()})
-    number = _numbers(groups, labels)
-    layers = {
-        name: [
-            (dims, number[layer.reshape([layer.shape[d] for d in dims]).numpy()])
-            for layer in found
-            if (dims := varying(layer))
-        ]
-        for name, found in labels.layers.items()
-    }
-    rows = frozenset(np.sort(row).tobytes() for block in groups.blocks for row in block.rows)
-    return Flow(groups, layers, rows, len(labels.rows))
+from prunella.resizing import Flow, flow_of, resized
 
 
 def arrange(groups: Groups, mask: np.ndarray) -> dict[Axis, np.ndarray]:
@@ -64,11 +30,11 @@ def arrange(groups: Groups, mask: np.ndarray) -> dict[Axis, np.ndarray]:
     now = mask | ~moving  # the others keep their order: cut them afterwards
     labels, components = _propagate_pruned(flow_of(groups), now)
     channel = np.full(components.max(initial=-1) + 1, -1)
-    kept_by_atom = {
-        atom.key: [int(n) for n in atom.channels if now[n]] for atom in atoms_of(groups)
-    }
+    kept_by_atom: dict[AtomKey, list[int]] = defaultdict(list)
+    for atom in atoms_of(groups):  # several have one key where only a tie tells them apart
+        kept_by_atom[atom.key] += [int(n) for n in atom.channels if now[n]]
     for key, found in _atoms_of(groups, labels, components).items():
-        kept = kept_by_atom.get(key, [])
+        kept = sorted(kept_by_atom.get(key, []))
         if len(kept) != len(found):
             raise CouplingError(
                 f"the order of the channels of `{key[0]}` cannot be told: the pruned network has "
@@ -109,15 +75,8 @@ def settle(flow: Flow, mask: np.ndarray) -> dict[AtomKey, int]:
 
 
 def _propagate_pruned(flow: Flow, mask: np.ndarray) -> tuple[Labels, np.ndarray]:
-    kept = np.append(mask, True)  # number -1 is what never changes
-    shapes = {}
-    for name, value in flow.groups.graph.values.items():
-        sizes = list(value.shape)
-        for dims, number in flow.layers.get(name, ()):
-            for d, size in zip(dims, _extents(number, kept, flow.rows), strict=True):
-                sizes[d] = size
-        shapes[name] = tuple(sizes)
-    labels = propagate(flow.groups.graph, shapes)
+    small = resized(flow, mask)
+    labels = propagate(replace(flow.groups.graph, nodes=small.nodes), small.shapes)
     if len(labels.rows) != flow.constraints:
         raise CouplingError("a dimension that is cut and moved would keep a single channel")
     return labels, close(labels)
@@ -132,34 +91,6 @@ def _gather(number: np.ndarray, mask: np.ndarray, channels: np.ndarray) -> np.nd
     return np.array([waiting[c].pop(0) if c >= 0 else next(frozen) for c in channels.tolist()])
 
 
-def _numbers(groups: Groups, labels: Labels) -> np.ndarray:
-    """Map every label to its channel number, -1 for what is in no group."""
-    components = close(labels)
-    of_component = np.full(components.max(initial=-1) + 1, -1)
-    for axis, number in groups.axes.items():
-        of_component[components[labels.axes[axis].numpy()]] = number
-    return np.asarray(of_component[components])
-
-
-def _extents(number: np.ndarray, kept: np.ndarray, rows: frozenset[bytes]) -> list[int]:
-    """Return the extents of what is kept of a layer, which may be ragged along one dimension.
-
-    Along a ragged dimension every slice is a row that keeps equally many: which dimension it is
-    cannot be told from the mask alone (2 x 2 kept out of 4 x 2 may look like 4 x 1), so it is
-    looked up among the rows.
-    """
-    mask = kept[number]
-    for d in reversed(range(number.ndim) if number.ndim > 1 else ()):
-        lines = np.moveaxis(number, d, -1).reshape(-1, number.shape[d])
-        if all(np.sort(line).tobytes() in rows for line in lines):
-            count = int(mask[tuple(0 if i != d else slice(None) for i in range(mask.ndim))].sum())
-            return [count if i == d else n for i, n in enumerate(mask.shape)]
-    spans = [int(mask.any(axis=tuple(set(range(mask.ndim)) - {d})).sum()) for d in range(mask.ndim)]
-    if np.prod(spans) != mask.sum():
-        raise CouplingError("rows of channels that must keep equally many do not")
-    return spans
-
-
 def _atoms_of(groups: Groups, labels: Labels, components: np.ndarray) -> dict[AtomKey, list[int]]:
     """Sort the pruned network's components into the original's atoms, in order of position."""
     order = {axis: i for i, axis in enumerate(groups.axes)}
@@ -171,6 +102,8 @@ def _atoms_of(groups: Groups, labels: Labels, components: np.ndarray) -> dict[At
     }
     rows: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
     for b, block in enumerate(groups.blocks):
+        if block.tie:
+            continue
         for r, row in enumerate(components[labels.rows[block.index].labels.numpy()]):
             for component, times in zip(*np.unique(row, return_counts=True), strict=True):
                 rows[int(component)].append((b, r, int(times)))

@@ -25,17 +25,19 @@ AtomKey = tuple[str, tuple[tuple[int, int, int], ...]]
 class Atom:
     """Interchangeable channels: members of one group, in the same rows of the same blocks.
 
-    `rows` says which: (index of the blocks, row, how often). `channels` are numbers.
+    `rows` says which: (index of the blocks, row, how often). `channels` are numbers. `ties` are the
+    indices of blocks that only the model's own code asks for.
     """
 
     group: str
     rows: tuple[tuple[int, int, int], ...]
     channels: np.ndarray
+    ties: frozenset[int] = frozenset()
 
     @property
     def key(self) -> AtomKey:
-        """Return what identifies the atom in this network and in a pruned one."""
-        return self.group, self.rows
+        """Return what identifies the atom among what the network itself binds."""
+        return self.group, tuple(row for row in self.rows if row[0] not in self.ties)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,11 +121,12 @@ def atoms_of(groups: Groups) -> list[Atom]:
             for channel, times in zip(*np.unique(row, return_counts=True), strict=True):
                 membership[int(channel)].append((b, r, int(times)))
     atoms: list[Atom] = []
+    ties = frozenset(b for b, block in enumerate(groups.blocks) if block.tie)
     for group in groups:
         alike: dict[tuple[tuple[int, int, int], ...], list[int]] = defaultdict(list)
         for number in range(group.start, group.start + group.channels):
             alike[tuple(membership.get(number, ()))].append(number)
-        atoms += [Atom(group.name, rows, np.array(found)) for rows, found in alike.items()]
+        atoms += [Atom(group.name, rows, np.array(found), ties) for rows, found in alike.items()]
     return atoms
 
 

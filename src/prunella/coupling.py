@@ -4,7 +4,7 @@ import fnmatch
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,25 +21,30 @@ from prunella.plan import (
     Axis,
     Blocks,
     Follower,
+    Form,
     Frozen,
     Group,
     Groups,
     MacTerm,
     nearest,
 )
+from prunella.sizing import bind_sizes
 
 Exclude = str | re.Pattern[str] | type[nn.Module]
 
 _REASONS = 3  # how many different reasons a frozen group lists
 
 
-def couple(graph: Graph, exclude: Iterable[Exclude] = ()) -> Groups:
+def couple(graph: Graph, exclude: Iterable[Exclude] = (), form: Form = "class") -> Groups:
     """Find the groups of coupled channels of a network.
 
     Args:
         graph: A captured network.
         exclude: Modules whose channels, on every side, must stay: qualified names ("layer1.0"),
             globs ("layer1.*"), compiled regular expressions, or module classes.
+        form: "class": only what the model's own code allows, so that the user's class comes back.
+            "graph": sizes that the code spells out do not bind; the pruned model is the captured
+            graph, rewritten.
 
     Returns:
         The groups that may be cut, and those that may not with the reasons.
@@ -50,7 +55,8 @@ def couple(graph: Graph, exclude: Iterable[Exclude] = ()) -> Groups:
     labels = propagate(graph, {name: value.shape for name, value in graph.values.items()})
     _exclude(labels, exclude)
     components = close(labels)
-    return _assemble(labels, components)
+    bind_sizes(labels, components, form)
+    return replace(_assemble(labels, components), form=form)
 
 
 def propagate(graph: Graph, shapes: dict[str, Shape]) -> Labels:
@@ -150,7 +156,8 @@ def _assemble(labels: Labels, components: np.ndarray) -> Groups:
             for p in labels.products
         ),
         followers=tuple(
-            Follower(f.module, f.attribute, numbers[f.heads.numpy()]) for f in labels.followed
+            Follower(f.module, f.attribute, numbers[f.heads.numpy()], f.per)
+            for f in labels.followed
         ),
         axes={
             axis: numbers[found.numpy()]
@@ -260,7 +267,7 @@ def _blocks(labels: Labels, number: np.ndarray) -> Iterable[Blocks]:
         numbers = number[rows.labels.numpy()]
         key = (numbers.shape, numbers.tobytes())
         if not _is_free(numbers, moved=rows.moved) and not (key in found and found[key].moved):
-            found[key] = Blocks(numbers, rows.where, rows.moved, index)
+            found[key] = Blocks(numbers, rows.where, rows.moved, index, rows.tie)
     return found.values()
 
 

@@ -54,12 +54,13 @@ class Dim:
 class Attr:
     """The model's code read this number from an attribute of a module, or of what a module holds.
 
-    `Attr("blocks.0.attn", "num_heads")`, `Attr("", "config.hidden_size")`,
-    `Attr("norm", "normalized_shape[0]")`.
+    `Attr("blocks.0.attn", "num_heads", 12)`, `Attr("", "config.hidden_size", 768)`,
+    `Attr("norm", "normalized_shape[0]", 768)`.
     """
 
     module: str
     name: str
+    value: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ class Node:
     model itself), `module_type` the name of its class. `training` marks a call that was captured in
     training mode, for the sake of modules that run only then: it binds channels and costs nothing.
     `sizes` says where the integers among the arguments come from; what is not listed is unknown.
+    `line` is the line of the model's code that made the call, where integers were handed over.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Node:
     module_type: str
     training: bool = False
     sizes: Mapping[Path, Size] = field(default_factory=dict)
+    line: str = ""
 
     def where(self) -> str:
         """Say which operator in which module this is, for messages."""
@@ -125,6 +128,7 @@ class Graph:
         takes: How the user's arguments become `inputs`: `(args, kwargs)` with a `Ref` for each
             tensor.
         returns: What the model returns, with a `Ref` for each tensor; None where it cannot be told.
+        constants: The tensors that the model's code itself holds, by value name.
     """
 
     values: Mapping[str, Value]
@@ -140,3 +144,4 @@ class Graph:
     recorded: bool = False
     takes: Any = None
     returns: Any = None
+    constants: Mapping[str, torch.Tensor] = field(default_factory=dict, compare=False)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from prunella.graph import Graph, Node, Ref, Value
 from prunella.plan import Axis, Frozen
+from prunella.roots import Roots
 
 Layer = Tensor
 Layers = tuple[Layer, ...]
@@ -24,11 +25,16 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Label rows that must keep equally many; `moved` where a movement op cut them apart."""
+    """Label rows that must keep equally many; `moved` where a movement op cut them apart.
+
+    `tie`: only because the model's own code reads one number for both (`sizing`). A row may hold a
+    label several times.
+    """
 
     labels: Tensor
     where: str
     moved: bool
+    tie: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +49,37 @@ class Product:
 
 @dataclass(frozen=True, eq=False)
 class Followed:
-    """A module's integer attribute that equals the number of labels kept."""
+    """A module's integer attribute: the number of labels kept, divided by `per`."""
 
     module: str
     attribute: str
     heads: Tensor
+    per: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How many positions are kept among `start..stop` along a dimension of a tensor.
+
+    What a size argument of an operator has to be, once channels are cut: `sign` is -1 where the
+    argument counts from the end, `per` divides where it counts several positions as one.
+    """
+
+    value: str
+    dim: int
+    start: int
+    stop: int
+    sign: int = 1
+    per: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """Positions along a dimension that may not be cut, because of `node`."""
+
+    extent: Extent
+    reason: str
+    node: Node
 
 
 @dataclass(frozen=True)
@@ -68,7 +100,8 @@ class Labels:
 
     graph: Graph
     shapes: dict[str, Shape]
-    count: int = 0
+    count: int = 1
+    constant: int = 0  # a label that is on no axis: it is always kept
     layers: dict[str, Layers] = field(default_factory=dict)
     axes: dict[Axis, Tensor] = field(default_factory=dict)
     edges: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -79,6 +112,9 @@ class Labels:
     followed: list[Followed] = field(default_factory=list)
     fills: set[str] = field(default_factory=set)
     marked: list[str] = field(default_factory=list)
+    roots: Roots = field(default_factory=Roots)
+    joined: int = 0  # how many of the edges `roots` knows
+    needed: list[Needed] = field(default_factory=list)
 
     # -- what a rule asks
 
@@ -151,6 +187,15 @@ class Labels:
         if labels.numel():
             self.frozen.append((labels.reshape(-1), Frozen(reason, node.op, node.module)))
 
+    def keep(self, ref: Ref, dim: int, span: tuple[int, int], reason: str, node: Node) -> None:
+        """Forbid cutting the positions `span` (start, stop) along one dimension of a tensor.
+
+        Where labels vary along that dimension alone they are those positions' labels. Where they
+        vary along others too, only `sizing` can tell, when all labels are united, whether cutting
+        them makes this dimension shorter (windows of heads) or another one.
+        """
+        self.needed.append(Needed(Extent(ref.name, dim, *span), reason, node))
+
     def equal_rows(self, labels: Tensor, node: Node, *, moved: bool) -> None:
         """Require every row of `labels`, `[rows, size]`, to keep equally many."""
         self.rows.append(Rows(labels, node.where(), moved))
@@ -200,51 +245,70 @@ class Labels:
         kept = [self.collapse(layer, dims, reason, node) for layer in layers]
         return tuple(layer for layer in kept if layer.numel() > 1)
 
-    def meet(self, shape: Shape, operands: Sequence[Operand], node: Node) -> Layers:
+    def tight(self, layer: Layer) -> Layer:
+        """Narrow a layer to the dimensions along which it varies, as labels are united so far.
+
+        Only what varies along several dimensions is looked at: whether it is rows (heads) that are
+        cut whole, or positions that all rows have in common.
+        """
+        if len(varying(layer)) < 2:
+            return layer
+        self.roots.grow(self.count)
+        if new := self.edges[self.joined :]:
+            self.roots.join(
+                torch.cat([a for a, _ in new]).numpy(), torch.cat([b for _, b in new]).numpy()
+            )
+            self.joined = len(self.edges)
+        found = torch.from_numpy(self.roots.of(layer.numpy()))
+        return narrow_to(layer, set(varying(shrink(found))))
+
+    def meet(
+        self,
+        shape: Shape,
+        operands: Sequence[Operand],
+        node: Node,
+        reason: str = "meets a tensor whose size is fixed",
+    ) -> Layers:
         """Let tensors meet element by element, with broadcasting; return the result's layers.
 
         Labels that meet are united. A dimension that is labelled on one side and a plain extent on
-        another may not be cut, unless the other is a constant fill.
+        another may not be cut, unless the other is a constant fill. What varies jointly over
+        (heads, head_dim) and meets what varies along heads alone is cut by whole heads. So it is
+        where it meets what varies along head_dim alone, whose labels all heads share: they freeze.
         """
-        ndim = len(shape)
-        tensors = [
-            Operand(tuple(pad(a, ndim) for a in o.layers), (1,) * (ndim - len(o.shape)) + o.shape)
-            for o in operands
-            if not o.fill
-        ]
-        met: list[Layer] = []
-        for i, operand in enumerate(tensors):
-            others = tensors[:i] + tensors[i + 1 :]
-            plain = [
-                d
-                for d in range(ndim)
-                if shape[d] > 1 and any(is_plain(other, d, shape[d]) for other in others)
-            ]
-            reason = "meets a tensor whose size is fixed"
-            layers = self.pass_through(operand.layers, plain, reason, node)
-            met = self._merge(met, layers) if i else list(layers)
-        return tuple(met)
+        sides: list[Operand] = []
+        whole: set[int] = set()  # where one side is cut by whole heads
+        for operand in operands:
+            if not operand.fill:
+                layers = [pad(a, len(shape)) for a in operand.layers]
+                tight = self._disentangle([self.tight(a) for a in layers])
+                wide = (1,) * (len(shape) - len(operand.shape)) + operand.shape
+                sides.append(Operand(tuple(tight), wide))
+                whole |= _dims(layers) - _dims(tight)
+        while conflict := _plain_side(sides, shape) or _joint_side(sides, whole):
+            i, dim = conflict
+            why = "is shared by all heads" if dim in whole else reason
+            layers = self.pass_through(sides[i].layers, [dim], why, node)
+            sides[i] = Operand(layers, sides[i].shape)
+        met: dict[tuple[int, ...], Layer] = {}
+        for layer in (layer for side in sides for layer in side.layers):
+            first = met.setdefault(varying(layer), layer)
+            if first is not layer:
+                self.unite(first, layer)
+        return tuple(met.values())
 
-    def _merge(self, met: list[Layer], layers: Layers) -> list[Layer]:
-        """Unite every new layer with those it shares a dimension with, or add it.
-
-        Labels united over a dimension on which only one side varies are constant along it from
-        then on, so the result keeps just the dimensions on which both vary.
-        """
-        met = list(met)
-        free = set(range(len(met)))
+    def _disentangle(self, layers: list[Layer]) -> list[Layer]:
+        """Unite the layers of one tensor that vary along the same dimension."""
+        apart: list[Layer] = []
         for layer in layers:
-            dims = varying(layer)
-            same = [i for i in sorted(free) if varying(met[i]) == dims]
-            shared = same[:1] or [i for i in range(len(met)) if set(varying(met[i])) & set(dims)]
-            if not shared:
-                met.append(layer)
-            for i in shared:
-                self.unite(met[i], layer)
-                both = set(varying(met[i])) & set(dims)
-                met[i] = narrow_to(met[i], both)
-                free.discard(i)
-        return met
+            for i, other in enumerate(apart):
+                both = set(varying(layer)) & set(varying(other))
+                if both:
+                    self.unite(layer, other)
+                    layer = apart[i] = narrow_to(layer, both)
+            if not any(layer is other for other in apart):
+                apart.append(layer)
+        return apart
 
     def contract(self, layers: Layers, dim: int, size: int, other: Tensor, node: Node) -> Layers:
         """Sum over dimension `dim` against labels `other` of the other tensor, `[size]`.
@@ -266,6 +330,52 @@ class Labels:
             if varies(layer, dim):
                 return narrow_to(layer, {dim}).reshape(-1)
         return shape[dim]
+
+
+def _plain_side(sides: Sequence[Operand], shape: Shape) -> tuple[int, int] | None:
+    """Find a side with labels along a dimension that is a plain extent of another side."""
+    for i, side in enumerate(sides):
+        others = [*sides[:i], *sides[i + 1 :]]
+        for dim in sorted(_dims(side.layers)):
+            if any(is_plain(other, dim, shape[dim]) for other in others):
+                return i, dim
+    return None
+
+
+def _joint_side(sides: Sequence[Operand], whole: set[int]) -> tuple[int, int] | None:
+    """Find a side that varies jointly along a dimension that another side does not share fully.
+
+    Returns the side and the dimension it may not vary along any longer: where the dimensions both
+    have in common hold the outermost of either, the other dimensions; else those in common.
+    """
+    pairs = ((i, a, b) for i in range(len(sides)) for j in range(len(sides)) if i != j
+             for a in sides[i].layers for b in sides[j].layers)  # fmt: skip
+    for i, a, b in pairs:
+        both = set(varying(a)) & set(varying(b))
+        if both and varying(a) != varying(b):
+            outer = both.issuperset({outermost(layer) for layer in (a, b)})
+            for dim in sorted(set(varying(a)) - both if outer else both):
+                whole.add(dim)
+                return i, dim
+    return None
+
+
+def _dims(layers: Sequence[Layer]) -> set[int]:
+    """Collect the dimensions along which any of the layers varies."""
+    return {d for layer in layers for d in varying(layer)}
+
+
+def outermost(layer: Layer) -> int:
+    """Return the dimension that counts blocks of the others: heads, not positions in a head.
+
+    Labels are numbered in order, so along it they are farthest apart, however it was permuted.
+    """
+
+    def span(dim: int) -> int:
+        line = narrow_to(layer, {dim})
+        return int(line.max() - line.min())
+
+    return max(varying(layer), key=span)
 
 
 def is_plain(operand: Operand, dim: int, size: int) -> bool:

@@ -62,7 +62,8 @@ class Blocks:
     """Every row must keep the same number of channels (grouped convolution, channel shuffle).
 
     `rows` is `[blocks, size]`, of channel numbers as in `Group.start`. `moved` says that a movement
-    operator cuts the rows apart, so that the order of later channels depends on what is kept.
+    operator cuts the rows apart, so that the order of later channels depends on what is kept. `tie`
+    says that only the model's own code asks for it, which reads one number for all rows.
     `index` is the constraint's place among those recorded while labels were sent through.
     """
 
@@ -70,6 +71,7 @@ class Blocks:
     where: str
     moved: bool
     index: int
+    tie: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,11 +89,12 @@ class MacTerm:
 
 @dataclass(frozen=True, eq=False)
 class Follower:
-    """A module's integer attribute that equals how many of `channels` (numbers) are kept."""
+    """A module's integer attribute: how many of `channels` (numbers) are kept, divided by `per`."""
 
     module: str
     attribute: str
     channels: np.ndarray
+    per: int = 1
 
 
 @dataclass(frozen=True, eq=False)

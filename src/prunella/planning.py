@@ -29,8 +29,9 @@ def make_plan(groups: Groups, mask: np.ndarray) -> Plan:
             kept[axis.tensor][axis.dim] = _indices(positions)
     attributes: dict[str, dict[str, int]] = defaultdict(dict)
     for follower in groups.followers:
-        if not mask[follower.channels].all():
-            attributes[follower.module][follower.attribute] = int(mask[follower.channels].sum())
+        found = np.append(mask, True)[follower.channels]
+        if not found.all():
+            attributes[follower.module][follower.attribute] = int(found.sum()) // follower.per
     return Plan(
         digest=groups.graph.digest,
         channels={group.name: kept_of(group, mask) for group in groups},
@@ -40,6 +41,8 @@ def make_plan(groups: Groups, mask: np.ndarray) -> Plan:
         before=predict(groups, np.ones_like(mask)),
         after=predict(groups, mask),
         example=groups.graph.example,
+        form=groups.form,
+        marked=bool(groups.marked),
     )
 
 

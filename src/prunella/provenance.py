@@ -24,9 +24,10 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental import proxy_tensor
 from torch.overrides import TorchFunctionMode
 
+from prunella.blame import calling_line
 from prunella.graph import Attr, Calc, Dim, Path, Size
 
-_NOTE, _NAME = "prunella_sizes", "prunella_name"
+_NOTE, _NAME, _LINE = "prunella_sizes", "prunella_name", "prunella_line"
 
 _NO_SIZES = {"dim", "dims", "dim0", "dim1", "step", "start_dim", "end_dim", "stride", "dilation"}
 """Integer arguments that never count channels; kept out, lest they be taken for one that does."""
@@ -47,7 +48,7 @@ class Tracked(int):
         return made
 
     def __eq__(self, other: object) -> bool:
-        same = int.__eq__(self, other) is True  # type: ignore[operator]
+        same = int.__eq__(self, other) is True
         if same and isinstance(other, Tracked) and self.equal is not None:
             self.equal.append((self.origin, other.origin))
         return same
@@ -95,6 +96,11 @@ def noted(node: fx.Node) -> Mapping[Path, Size]:
     return found
 
 
+def line_of(node: fx.Node) -> str:
+    """Return the line of the model's code that made a captured call with integer arguments."""
+    return str(node.meta.get(_LINE, ""))
+
+
 def name_while_capturing(node: fx.Node) -> str:
     """Return the name a node had while it was captured."""
     return str(node.meta.get(_NAME, node.name))
@@ -124,8 +130,12 @@ def _transparent() -> Iterator[None]:
     They hand the whole call to the mode first; told that no mode is there, they run their body.
     """
     with ExitStack() as stack:
-        for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
-            stack.enter_context(mock.patch.object(torch.nn.functional, name, lambda *_: False))
+        for name in (
+            "has_torch_function",
+            "has_torch_function_unary",
+            "has_torch_function_variadic",
+        ):
+            stack.enter_context(mock.patch.object(torch.nn.functional, name, lambda *_: False)  # noqa: PT008)
         yield
 
 
@@ -145,7 +155,7 @@ def _restore(undo: _Restore) -> None:
         holder[key] = value
 
 
-def _track(  # noqa: PLR0913 - one walk over nested holders
+def _track(
     holder: dict[str, Any],
     module: str,
     prefix: str,
@@ -165,10 +175,10 @@ def _track(  # noqa: PLR0913 - one walk over nested holders
 
 def _tracked(value: Any, module: str, name: str, equal: list[tuple[Size, Size]]) -> Any:
     if type(value) is int:
-        return Tracked(value, Attr(module, name), equal)
+        return Tracked(value, Attr(module, name, value), equal)
     if type(value) in (tuple, list) and value and all(type(n) is int for n in value):
         return type(value)(
-            Tracked(n, Attr(module, f"{name}[{i}]"), equal) for i, n in enumerate(value)
+            Tracked(n, Attr(module, f"{name}[{i}]", n), equal) for i, n in enumerate(value)
         )
     return None
 
@@ -189,9 +199,7 @@ class _Observer(TorchFunctionMode):
         super().__init__()
         self._equal = equal
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         capture = proxy_tensor.get_proxy_mode()
         if capture is None:
@@ -203,10 +211,12 @@ class _Observer(TorchFunctionMode):
         made = func(*_plain(args), **_plain(kwargs))
         node = last._next
         numbers = list(_numbers((args, kwargs)))
+        line = calling_line() if numbers else ""
         while node is not graph._root:
             node.meta.setdefault(_NAME, node.name)
             if node.op == "call_function" and numbers:
                 node.meta[_NOTE] = _align(node, numbers)
+                node.meta[_LINE] = line
             node = node._next
         return made
 

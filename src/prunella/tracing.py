@@ -15,9 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from prunella.blame import first_line, own_line
 from prunella.errors import ConfigError, TraceError
 from prunella.examples import describe
-from prunella.graph import Graph, Kind, Node, Ref, Value, refs
+from prunella.graph import Calc, Dim, Graph, Kind, Node, Ref, Size, Value, refs
 from prunella.modes import evaluating
 from prunella.outputs import tensors_in
+from prunella.provenance import line_of, name_while_capturing, noted, observing
 from prunella.structure import canonical_names, digest_of
 
 log = logging.getLogger("prunella")
@@ -67,7 +68,9 @@ def trace(
     reader = _Reader(canonical_names(model))
     with evaluating(model), torch.no_grad():
         try:
-            program = torch.export.export(_Flat(model), args, kwargs, strict=False)
+            program = torch.export.export(
+                _Flat(model, reader.observed()), args, kwargs, strict=False
+            )
         except Exception as error:
             raise explain(model, args, kwargs, error) from error
         reader.read(program, training=False)
@@ -83,6 +86,8 @@ def trace(
         digest=digest_of(model),
         example=describe(args, kwargs),
         unused=reader.unused(model),
+        constants=reader.constants,
+        equal=tuple(reader.equal),
     )
 
 
@@ -98,7 +103,7 @@ def _read_training(
         if isinstance(module, _BatchNorm):
             module.eval()
     try:
-        program = torch.export.export(_Flat(model), args, kwargs, strict=False)
+        program = torch.export.export(_Flat(model, reader.observed()), args, kwargs, strict=False)
     except Exception as error:  # noqa: BLE001 - whatever the model's own code raises
         log.warning(
             "%s are not used in evaluation mode, and the training mode could not be captured (%s): "
@@ -115,12 +120,14 @@ def _read_training(
 class _Flat(nn.Module):
     """Returns the tensors of a model's output as a tuple, whatever it returns."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, equal: list[tuple[Size, Size]]) -> None:
         super().__init__()
         self.model = model
+        self._equal = equal
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-        return tuple(tensors_in(self.model(*args, **kwargs)))
+        with observing(self.model, self._equal):
+            return tuple(tensors_in(self.model(*args, **kwargs)))
 
 
 _PREFIX = "model."  # what `_Flat` puts before every name
@@ -170,6 +177,9 @@ class _Reader:
         self.nodes: list[Node] = []
         self.inputs: list[str] = []
         self.outputs: list[str] = []
+        self.constants: dict[str, Tensor] = {}
+        self.equal: list[tuple[Size, Size]] = []
+        self._pairs: list[tuple[Size, Size]] = []  # as named while capturing
         self._canonical = canonical
         self._by_source: dict[str, str] = {}  # tied parameters share one value
 
@@ -178,9 +188,14 @@ class _Reader:
         specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
         prefix = "training " if training else ""
         names: dict[str, str] = {}  # node name -> value name
+        captured: dict[str, str] = {}  # name while capturing -> value name
         for node in program.graph.nodes:
             if node.op == "placeholder":
-                names[node.name] = self._enter(node, specs[node.name])
+                spec = specs[node.name]
+                names[node.name] = self._enter(node, spec)
+                if spec.kind is InputKind.CONSTANT_TENSOR:
+                    held = program.constants[spec.target or ""]
+                    self.constants.setdefault(names[node.name], held.detach())
             elif node.op == "output":
                 found = (ref.name for ref in refs(_convert(node.args, names)))
                 self.outputs += [name for name in found if name in self.values]
@@ -188,7 +203,18 @@ class _Reader:
                 names[node.name] = _output_name(names[node.args[0].name], node.args[1])
             elif node.op == "call_function":
                 names[node.name] = prefix + node.name
-                self._call(node, names, training=training)
+                self._call(node, names, captured, training=training)
+            if node.name in names:
+                captured[name_while_capturing(node)] = names[node.name]
+        for pair in dict.fromkeys(self._pairs):
+            left, right = (_renamed(size, captured) for size in pair)
+            if left is not None and right is not None:
+                self.equal.append((left, right))
+
+    def observed(self) -> list[tuple[Size, Size]]:
+        """Return a fresh list for the comparisons of the next capture."""
+        self._pairs = []
+        return self._pairs
 
     def unused(self, model: nn.Module) -> tuple[str, ...]:
         """List the parameters that no node uses."""
@@ -212,11 +238,19 @@ class _Reader:
                 self.inputs.append(name)
         return name
 
-    def _call(self, node: fx.Node, names: Mapping[str, str], *, training: bool) -> None:
+    def _call(
+        self,
+        node: fx.Node,
+        names: Mapping[str, str],
+        captured: Mapping[str, str],
+        *,
+        training: bool,
+    ) -> None:
         made = _outputs(node, names[node.name])
         for name, tensor in made.items():
             self.values[name] = _value(name, tensor, "activation", name)
         module, module_type = _module(node)
+        sizes = {path: _renamed(size, captured) for path, size in noted(node).items()}
         self.nodes.append(
             Node(
                 name=names[node.name],
@@ -227,8 +261,21 @@ class _Reader:
                 module=module,
                 module_type=module_type,
                 training=training,
+                sizes={path: size for path, size in sizes.items() if size is not None},
+                line=line_of(node),
             )
         )
+
+
+def _renamed(size: Size, captured: Mapping[str, str]) -> Size | None:
+    """Give the tensors in an origin the names of their values; None where one is unknown."""
+    if isinstance(size, Dim):
+        value = captured.get(size.value)
+        return None if value is None else Dim(value, size.dim)
+    if isinstance(size, Calc):
+        left, right = _renamed(size.left, captured), _renamed(size.right, captured)
+        return None if left is None or right is None else Calc(size.op, left, right)
+    return size
 
 
 def _value(name: str, tensor: Tensor, kind: Kind, source: str) -> Value:

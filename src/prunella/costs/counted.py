@@ -5,11 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
 from prunella.modes import evaluating
 from prunella.structure import tensors
 from prunella.tracing import Inputs, positional
+
+# The framework's counter knows the attention of accelerators, but not that of the CPU.
+_MORE = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop}
 
 
 def count_macs(
@@ -27,7 +30,11 @@ def count_macs(
         example_kwargs: Keyword arguments.
     """
     args, kwargs = positional(example_inputs), dict(example_kwargs or {})
-    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with (
+        evaluating(model),
+        torch.no_grad(),
+        FlopCounterMode(display=False, custom_mapping=_MORE) as counter,
+    ):
         model(*args, **kwargs)
     firsts = {a.shape[0] for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.ndim}
     samples = firsts.pop() if len(firsts) == 1 else 1

@@ -14,7 +14,7 @@ from prunella.rules import (
     reduction,
     windows,
 )
-from prunella.rules._registry import RULES, Rule, apply, argument, rule
+from prunella.rules._registry import RULES, Rule, apply, argument, extents, resizes, rule
 
 __all__ = [
     "RULES",
@@ -24,10 +24,12 @@ __all__ = [
     "convolution",
     "creation",
     "elementwise",
+    "extents",
     "movement",
     "normalization",
     "products",
     "reduction",
+    "resizes",
     "rule",
     "windows",
 ]

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from prunella.graph import Node, refs
-from prunella.labels import Labels, Layers
+from prunella.graph import Node, Path, refs
+from prunella.labels import Extent, Labels, Layers
 
 Rule = Callable[[Labels, Node], Layers | list[Layers]]
 """Given the record and a node: the layers of its output, or a list of them for several outputs."""
@@ -21,6 +21,29 @@ def rule(*ops: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
+
+
+Resizes = Callable[[Labels, Node], dict[Path, Extent]]
+"""Which integer arguments of a node are sizes, and of what."""
+
+RESIZES: dict[str, Resizes] = {}
+
+
+def resizes(*ops: str) -> Callable[[Resizes], Resizes]:
+    """Register a function that tells which arguments of operators change with what is cut."""
+
+    def register(function: Resizes) -> Resizes:
+        for op in ops:
+            RESIZES[op] = function
+        return function
+
+    return register
+
+
+def extents(labels: Labels, node: Node) -> dict[Path, Extent]:
+    """Say which integer arguments of a node are sizes, and of what."""
+    found = RESIZES.get(node.op)
+    return found(labels, node) if found else {}
 
 
 def argument(node: Node, index: int, name: str, default: Any = None) -> Any:

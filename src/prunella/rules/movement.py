@@ -1,13 +1,26 @@
 """Movement operators: run on the labels themselves, so there is no index arithmetic by hand."""
 
 from collections.abc import Iterator
+from math import prod
 
 import torch
 from torch import Tensor
 
-from prunella.graph import Node, refs
-from prunella.labels import Labels, Layer, Layers, Operand, Shape, pad, shrink, varies, varying
-from prunella.rules._registry import argument, rule
+from prunella.graph import Dim, Node, Path, Ref, refs
+from prunella.labels import (
+    Extent,
+    Labels,
+    Layer,
+    Layers,
+    Operand,
+    Shape,
+    pad,
+    shrink,
+    spread,
+    varies,
+    varying,
+)
+from prunella.rules._registry import argument, resizes, rule
 
 
 @rule(
@@ -32,13 +45,50 @@ def reshape(labels: Labels, node: Node) -> Layers:
         moved = reshape_layer(layer, before, after)
         if len(varying(moved)) > len(varying(layer)):
             squeezed = moved.squeeze()
-            labels.equal_rows(squeezed.reshape(-1, squeezed.shape[-1]), node, moved=True)
+            for d in range(1, squeezed.ndim):  # (3, heads, head_dim): rows of the first, of both
+                rows = squeezed.reshape(prod(squeezed.shape[:d]), -1)
+                labels.equal_rows(rows, node, moved=True)
         made.append(moved)
     return tuple(a for a in made if a.numel() > 1)
 
 
+@resizes(
+    *(
+        f"aten.{op}"
+        for op in """
+        view.default reshape.default _unsafe_view.default expand.default broadcast_to.default
+        """.split()
+    )
+)
+def target(labels: Labels, node: Node) -> dict[Path, Extent]:
+    """Tie every number of the target shape to the output's dimension."""
+    return _target(labels, node, 1, 0)
+
+
+@resizes("aten.unflatten.int")
+def target_of_part(labels: Labels, node: Node) -> dict[Path, Extent]:
+    """Tie the numbers that one dimension is cut into to the output's dimensions."""
+    return _target(labels, node, 2, node.args[1] % len(labels.shape(node.args[0])))
+
+
+def _target(labels: Labels, node: Node, at: int, first: int) -> dict[Path, Extent]:
+    (output,) = node.outputs
+    shape = labels.shapes[output]
+    numbers = node.args[at]
+    return {
+        (at, i): Extent(output, first + i, 0, shape[first + i])
+        for i, number in enumerate(numbers)
+        if isinstance(number, int) and number != -1
+    }
+
+
 def reshape_layer(layer: Layer, before: Shape, after: Shape) -> Layer:
     """Reshape a layer as its tensor is reshaped, expanding only the dimensions that get mixed."""
+    if 0 in before:  # nothing was found in a recorded run: any number of rows stands for none
+        lost = prod(n for n in after if n) or 1
+        before = tuple(n or lost for n in before)
+        found = prod(before)
+        after = tuple(n or found // lost for n in after)
     wide: list[int] = []
     target: list[int] = []
     for ins, outs in _segments(before, after):
@@ -95,11 +145,29 @@ def _call(node: Node, layer: Tensor) -> Tensor:
 
 @rule("aten.expand.default", "aten.expand_as.default", "aten.broadcast_to.default")
 def expand(labels: Labels, node: Node) -> Layers:
-    """Keep the layers: they do not vary along the new extents."""
+    """Keep the layers; along a new extent they vary as the tensor it was read from."""
     x, (output,) = node.args[0], node.outputs
+    shape = labels.shapes[output]
     if x.name in labels.fills:
         labels.fills.add(output)
-    return tuple(pad(a, len(labels.shapes[output])) for a in labels.of(x))
+    before = (1,) * (len(shape) - len(labels.shape(x))) + labels.shape(x)
+    layers = [pad(a, len(shape)) for a in labels.of(x)]
+    for d, (old, new) in enumerate(zip(before, shape, strict=True)):
+        if old == 1 and new > 1:
+            layers += _taken_from(labels, node, d, len(shape))
+    return tuple(layers)
+
+
+def _taken_from(labels: Labels, node: Node, dim: int, ndim: int) -> list[Layer]:
+    """Return the labels along the dimension of another tensor that a new extent was read from."""
+    if node.op == "aten.expand_as.default":
+        along = labels.labels_along(node.args[1], dim)
+    else:
+        size = node.sizes.get((1, dim))
+        if not isinstance(size, Dim):
+            return []
+        along = labels.labels_along(Ref(size.value), size.dim)
+    return [spread(along, dim, ndim)] if isinstance(along, Tensor) else []
 
 
 @rule("aten.repeat.default", "aten.tile.default")
@@ -164,12 +232,21 @@ def _join(labels: Labels, node: Node, parts: list[Operand], dim: int) -> Layers:
             labels.freeze(own, "is concatenated from a plain extent", node)
             mine = [own.reshape([-1 if d == dim else 1 for d in range(len(flat))])]
         if labelled:
-            others = [d for d in range(len(flat)) if d != dim]
             for other in mine[1:]:
                 labels.unite(mine[0], other)
-            along.append(labels.collapse(mine[0], others, "is concatenated across", node))
+            along.append(mine[0])
     met = labels.meet(across[0].shape, across, node)
-    return (*met, torch.cat(along, dim)) if labelled else met
+    return (*met, _side_by_side(labels, along, dim, node)) if labelled else met
+
+
+def _side_by_side(labels: Labels, parts: list[Layer], dim: int, node: Node) -> Layer:
+    """Concatenate layers along `dim`; what only some vary along is collapsed, lest rows differ."""
+    shared = set(varying(parts[0])).intersection(*(varying(part) for part in parts))
+    whole = []
+    for part in parts:
+        alone = [d for d in varying(part) if d != dim and d not in shared]
+        whole.append(labels.collapse(part, alone, "is concatenated across", node))
+    return torch.cat(whole, dim)
 
 
 @rule("aten.chunk.default", "aten.split.Tensor", "aten.tensor_split.sections",
@@ -195,14 +272,17 @@ def chunk(labels: Labels, node: Node) -> list[Layers]:
 
 @rule("aten.split_with_sizes.default", "aten.split.sizes", "aten.unbind.int")
 def split(labels: Labels, node: Node) -> list[Layers]:
-    """Cut the labels at places that are written into the model: all of them must stay."""
+    """Cut the labels at the places the model asks for."""
     x = node.args[0]
     unbind = node.op == "aten.unbind.int"
     dim = argument(node, *((1, "dim", 0) if unbind else (2, "dim", 0))) % len(labels.shape(x))
-    for layer in labels.of(x):
-        if varies(layer, dim):
-            labels.freeze(layer, "is split at fixed places", node)
     pieces = [_pieces(node, a, dim, unbind) for a in labels.of(x)]
+    if unbind:
+        labels.keep(x, dim, (0, labels.shape(x)[dim]), "is taken apart one by one", node)
+    else:
+        for layer, parts in zip(labels.of(x), pieces, strict=True):
+            for part in parts if varies(layer, dim) else ():
+                _even(labels, part, dim, node)
     return [tuple(p[i] for p in pieces if p[i].numel() > 1) for i, _ in enumerate(node.outputs)]
 
 
@@ -213,36 +293,80 @@ def _pieces(node: Node, layer: Layer, dim: int, unbind: bool) -> list[Layer]:
     return list(layer.split(list(node.args[1]), dim)) if varies(layer, dim) else [layer] * count
 
 
+def _even(labels: Labels, piece: Layer, dim: int, node: Node) -> None:
+    """Where a piece of a dimension is one in each of several rows, all keep equally many."""
+    if len(varying(piece)) > 1 and varies(piece, dim):
+        labels.equal_rows(piece.movedim(dim, -1).reshape(-1, piece.shape[dim]), node, moved=True)
+
+
+@resizes("aten.split_with_sizes.default", "aten.split.sizes")
+def piece_sizes(labels: Labels, node: Node) -> dict[Path, Extent]:
+    """Tie every size to the piece of that size."""
+    dim = argument(node, 2, "dim", 0) % len(labels.shape(node.args[0]))
+    return {
+        (1, i): Extent(name, dim, 0, labels.shapes[name][dim])
+        for i, name in enumerate(node.outputs)
+    }
+
+
 @rule("aten.slice.Tensor", "aten.select.int", "aten.narrow.default")
 def pick(labels: Labels, node: Node) -> Layers:
-    """Run the operator on the labels it takes from; up to there, all must stay in place."""
+    """Run the operator on the labels it takes from."""
     x, dim = node.args[0], argument(node, 1, "dim", 0)
+    size = labels.shape(x)[dim]
     dim %= len(labels.shape(x))
+    if node.op == "aten.select.int":
+        index = node.args[2] % size
+        labels.keep(x, dim, (index, index + 1), "is picked by its position", node)
+    elif argument(node, 4, "step", 1) != 1 or argument(node, 3, "end") == -1:
+        # Every other one; or all but the last, where -1 counts one whatever is cut before it.
+        first = 0 if argument(node, 4, "step", 1) != 1 else size - 1
+        labels.keep(x, dim, (first, size), "is picked by its position", node)
     made = []
     for layer in labels.of(x):
         if varies(layer, dim):
             taken = _call(node, layer)
-            if taken.numel() < layer.numel():
-                last = (layer.reshape(-1)[:, None] == taken.reshape(-1)[None]).any(1).nonzero()
-                first = layer.reshape(-1)[: int(last.max()) + 1] if len(last) else layer
-                labels.freeze(first, "is picked from at fixed places", node)
+            if node.op != "aten.select.int" and taken.shape[dim] < size:
+                _even(labels, taken, dim, node)
             made.append(shrink(taken))
         else:
             made.append(layer.squeeze(dim) if node.op == "aten.select.int" else layer)
     return tuple(a for a in made if a.numel() > 1)
 
 
+@resizes("aten.slice.Tensor", "aten.select.int", "aten.narrow.default")
+def bounds(labels: Labels, node: Node) -> dict[Path, Extent]:
+    """Tie start and end to what lies before them, or behind them where they are negative."""
+    x, dim = node.args[0], argument(node, 1, "dim", 0)
+    size = labels.shape(x)[dim]
+    dim %= len(labels.shape(x))
+    if argument(node, 4, "step", 1) != 1:
+        return {}
+    found: dict[Path, Extent] = {}
+    for i in range(2, min(len(node.args), 3 if node.op == "aten.select.int" else 4)):
+        place = node.args[i]
+        if node.op == "aten.narrow.default" and i == 3:
+            start = node.args[2] % size
+            found[(3,)] = Extent(x.name, dim, start, start + place)
+        elif isinstance(place, int) and -size < place < 0 and not (i == 3 and place == -1):
+            found[(i,)] = Extent(x.name, dim, size + place, size, sign=-1)
+        elif isinstance(place, int) and 0 < place < size:
+            found[(i,)] = Extent(x.name, dim, 0, place)
+    return found
+
+
 @rule("aten.flip.default", "aten.roll.default")
 def rearrange(labels: Labels, node: Node) -> Layers:
     """Run the operator on the labels; a labelled dimension it moves must stay whole."""
+    x = node.args[0]
     made = []
-    for layer in labels.of(node.args[0]):
-        shape = labels.shape(node.args[0])
+    for layer in labels.of(x):
+        shape = labels.shape(x)
         wide = layer.expand([n if varies(layer, d) else 1 for d, n in enumerate(shape)])
-        moved = _call(node, wide)
-        if not torch.equal(moved, wide):
-            labels.freeze(layer, "is rearranged by a fixed amount", node)
-        made.append(moved)
+        made.append(_call(node, wide))
+    for dim in node.args[1 if node.op == "aten.flip.default" else 2] or range(len(labels.shape(x))):
+        dim %= len(labels.shape(x))
+        labels.keep(x, dim, (0, labels.shape(x)[dim]), "is rearranged by a fixed amount", node)
     return tuple(made)
 
 
