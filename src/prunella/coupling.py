@@ -55,8 +55,8 @@ def couple(graph: Graph, exclude: Iterable[Exclude] = (), form: Form = "class") 
     labels = propagate(graph, {name: value.shape for name, value in graph.values.items()})
     _exclude(labels, exclude)
     components = close(labels)
-    bind_sizes(labels, components, form)
-    return replace(_assemble(labels, components), form=form)
+    code_binds = bind_sizes(labels, components, form)
+    return replace(_assemble(labels, components), form=form, code_binds=code_binds)
 
 
 def propagate(graph: Graph, shapes: dict[str, Shape]) -> Labels:

@@ -106,6 +106,7 @@ class Groups:
     position of each axis, `[size]`, or `[conv_groups, size]` where every conv group has its own.
     `marked` are the nodes that take statistics over channels. `form` says what the pruned model
     will be: "class" respects the sizes that the model's own code spells out, "graph" rewrites them.
+    `code_binds`: such sizes froze some groups.
     """
 
     graph: Graph
@@ -117,6 +118,7 @@ class Groups:
     axes: Mapping[Axis, np.ndarray]
     marked: tuple[str, ...] = ()
     form: Form = "class"
+    code_binds: bool = False
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.prunable)

@@ -185,10 +185,14 @@ def _tracked(value: Any, module: str, name: str, equal: list[tuple[Size, Size]])
 
 def _is_settings(value: Any) -> bool:
     """Say whether an object holds a model's settings, such as the config of a transformer."""
-    return not isinstance(value, type | nn.Module) and (
-        isinstance(value, SimpleNamespace)
-        or dataclasses.is_dataclass(value)
-        or (type(value).__name__.endswith(("Config", "Cfg")) and hasattr(value, "__dict__"))
+    return (
+        hasattr(value, "__dict__")
+        and not isinstance(value, type | nn.Module)
+        and (
+            isinstance(value, SimpleNamespace)
+            or dataclasses.is_dataclass(value)
+            or type(value).__name__.endswith(("Config", "Cfg"))
+        )
     )
 
 

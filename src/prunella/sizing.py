@@ -57,15 +57,17 @@ class _NotLinearError(Exception):
     """A number is no sum of what is kept."""
 
 
-def bind_sizes(labels: Labels, components: np.ndarray, form: Form) -> None:
+def bind_sizes(labels: Labels, components: np.ndarray, form: Form) -> bool:
     """Record what the model's own sizes ask: frozen labels, equal rows, attributes that follow.
+
+    Returns whether the model's own code froze anything.
 
     Args:
         labels: The record of one propagation, to be added to.
         components: For every label, the number of what it is united with.
         form: Under "graph" sizes are rewritten, so only positions that are needed bind.
     """
-    _Binder(labels, components).bind(form)
+    return _Binder(labels, components).bind(form)
 
 
 class _Binder:
@@ -83,17 +85,20 @@ class _Binder:
         self.bound: dict[Attr, Count] = {}
         self._known: dict[tuple[str, int], np.ndarray | None] = {}
 
-    def bind(self, form: Form) -> None:
+    def bind(self, form: Form) -> bool:
         for needed in self.labels.needed:
             found = self._along(needed.extent.value, needed.extent.dim)
             if found is not None:
                 self._freeze(found[needed.extent.start : needed.extent.stop], needed.reason,
                              needed.node)  # fmt: skip
+        before = len(self.labels.frozen)
         if form == "class":
             self._bind_code()
+        code_binds = len(self.labels.frozen) > before
         for node in self.labels.graph.nodes:
             if node.name not in self.labels.marked and self._number_changes(node):
                 self.labels.mark(node)
+        return code_binds
 
     def _bind_code(self) -> None:
         waiting = list(self._equations())

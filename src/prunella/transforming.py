@@ -12,11 +12,12 @@ from torch.nn.modules.conv import _ConvNd
 from prunella import certifying
 from prunella.blame import first_line, own_line
 from prunella.certifying import Certificate
+from prunella.configuring import reconfigure
 from prunella.errors import ConfigError, TransformError
 from prunella.examples import Arguments, make
 from prunella.masking import check_digest
 from prunella.modes import evaluating
-from prunella.plan import Plan, compose
+from prunella.plan import Groups, Plan, compose
 from prunella.slicing import take
 from prunella.structure import canonical_names, tensors
 from prunella.tracing import Inputs, positional, wrong_input
@@ -52,23 +53,43 @@ def transform(
     """
     check_digest(model, plan)
     if not certify:
-        return shrink(model, plan)
+        pruned = smaller(model, plan)
+        reconfigure(model, pruned)
+        return pruned
     args, kwargs = example_of(model, plan, example_inputs, example_kwargs)
     return transform_and_prove(model, plan, args, kwargs)[0]
 
 
 def transform_and_prove(
-    model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: nn.Module,
+    plan: Plan,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    groups: Groups | None = None,
 ) -> tuple[nn.Module, Certificate]:
-    """Transform, and return the certificate beside the pruned model."""
+    """Transform, and return the certificate beside the pruned model.
+
+    `groups`, where they are at hand, spare finding them again.
+    """
     check_digest(model, plan)
-    pruned = shrink(model, plan)
+    pruned = smaller(model, plan, groups)
     _run(model, pruned, args, kwargs)
-    return pruned, certifying.certify(model, pruned, plan, args, kwargs)
+    proof = certifying.certify(model, pruned, plan, args, kwargs, groups)
+    reconfigure(model, pruned, (args, kwargs))
+    return pruned, proof
+
+
+def smaller(model: nn.Module, plan: Plan, groups: Groups | None = None) -> nn.Module:
+    """Make the pruned model in the form that the plan asks for, without proof."""
+    if plan.form == "graph":
+        from prunella.rewriting import rewritten
+
+        return rewritten(model, plan, groups)
+    return shrink(model, plan)
 
 
 def shrink(model: nn.Module, plan: Plan) -> nn.Module:
-    """Slice a copy of the model as the plan says, without proof."""
+    """Slice a copy of the model as the plan says: the user's own class, without proof."""
     pruned = copy.deepcopy(model)
     aliases: dict[str, list[str]] = {}
     for alias, name in canonical_names(pruned).items():
@@ -81,7 +102,7 @@ def shrink(model: nn.Module, plan: Plan) -> nn.Module:
                 _put(pruned.get_submodule(path), leaf, holder)
     for name, module in pruned.named_modules():
         for attribute, value in plan.attributes.get(name, {}).items():
-            setattr(module, attribute, value)
+            _set(module, attribute, value)
         _follow_shapes(module)
     known = plan_of(model)
     setattr(pruned, _PLAN, compose(known, plan) if known else plan)
@@ -105,6 +126,20 @@ def _put(module: nn.Module, leaf: str, tensor: Tensor) -> None:
         module._parameters[leaf] = tensor  # type: ignore[assignment]
     else:
         module._buffers[leaf] = tensor
+
+
+def _set(holder: Any, attribute: str, value: int) -> None:
+    """Set `num_heads`, `normalized_shape[0]` or `config.hidden_size`."""
+    name, _, rest = attribute.partition(".")
+    if rest:
+        _set(getattr(holder, name), rest, value)
+        return
+    name, _, index = name.partition("[")
+    if index:
+        items = list(getattr(holder, name))
+        items[int(index.removesuffix("]"))] = value
+        value = type(getattr(holder, name))(items)
+    setattr(holder, name, value)
 
 
 def _follow_shapes(module: nn.Module) -> None:

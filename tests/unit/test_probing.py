@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import prunella
 from prunella.errors import NothingToPruneError
-from prunella.probing import runnable
+from prunella.probing import faithful
 
 
 class LeNet(nn.Module):
@@ -48,7 +48,7 @@ def test_a_budget_is_met_by_the_others() -> None:
 def test_a_model_that_runs_keeps_its_groups() -> None:
     net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
     groups = prunella.couple(prunella.trace(net, IMAGE))
-    assert runnable(net, groups, (IMAGE,), {}) is groups
+    assert faithful(net, groups, (IMAGE,), {}) is groups
 
 
 def test_nothing_left_is_an_error_with_the_line() -> None:

@@ -24,7 +24,7 @@ from prunella.finetuning.feeding import Feed, own_randomness, seed_all
 from prunella.graph import Graph
 from prunella.pipeline.peers import peers
 from prunella.plan import Costs, Groups
-from prunella.probing import runnable
+from prunella.probing import faithful
 from prunella.progress import Progress, or_silent
 from prunella.storing import load as load_pruned
 from prunella.structure import tensors
@@ -94,7 +94,7 @@ class Context:
     @cached_property
     def groups(self) -> Groups:
         """The groups of the dense model."""
-        return runnable(self.dense, couple(self.graph, self.exclude), self.example, {})
+        return faithful(self.dense, couple(self.graph, self.exclude), self.example, {})
 
     @cached_property
     def costs(self) -> Costs:
@@ -121,7 +121,7 @@ class Context:
 
     def groups_of(self, model: nn.Module) -> Groups:
         """Trace and couple a pruned model."""
-        return runnable(model, couple(trace(model, self.example), self.exclude), self.example, {})
+        return faithful(model, couple(trace(model, self.example), self.exclude), self.example, {})
 
     def evaluate(self, model: nn.Module, split: Split) -> float:
         """Judge a model."""
