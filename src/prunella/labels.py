@@ -8,7 +8,7 @@ be cut together (`unite`), which may not be cut (`freeze`) and which rows must k
 (`equal_rows`). Nothing is decided here: `coupling` closes the record once, at the end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -280,11 +280,11 @@ class Labels:
         whole: set[int] = set()  # where one side is cut by whole heads
         for operand in operands:
             if not operand.fill:
-                layers = [pad(a, len(shape)) for a in operand.layers]
-                tight = self._disentangle([self.tight(a) for a in layers])
+                padded = [pad(a, len(shape)) for a in operand.layers]
+                tight = self._disentangle([self.tight(a) for a in padded])
                 wide = (1,) * (len(shape) - len(operand.shape)) + operand.shape
                 sides.append(Operand(tuple(tight), wide))
-                whole |= _dims(layers) - _dims(tight)
+                whole |= dims_of(padded) - dims_of(tight)
         while conflict := _plain_side(sides, shape) or _joint_side(sides, whole):
             i, dim = conflict
             why = "is shared by all heads" if dim in whole else reason
@@ -336,7 +336,7 @@ def _plain_side(sides: Sequence[Operand], shape: Shape) -> tuple[int, int] | Non
     """Find a side with labels along a dimension that is a plain extent of another side."""
     for i, side in enumerate(sides):
         others = [*sides[:i], *sides[i + 1 :]]
-        for dim in sorted(_dims(side.layers)):
+        for dim in sorted(dims_of(side.layers)):
             if any(is_plain(other, dim, shape[dim]) for other in others):
                 return i, dim
     return None
@@ -360,7 +360,7 @@ def _joint_side(sides: Sequence[Operand], whole: set[int]) -> tuple[int, int] | 
     return None
 
 
-def _dims(layers: Sequence[Layer]) -> set[int]:
+def dims_of(layers: Iterable[Layer]) -> set[int]:
     """Collect the dimensions along which any of the layers varies."""
     return {d for layer in layers for d in varying(layer)}
 

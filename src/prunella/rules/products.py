@@ -1,153 +1,233 @@
-"""Linear layers, matrix products and look-ups."""
+"""Linear layers, matrix products and look-ups.
 
+All products are one thing: tensors whose dimensions have letters, as in an einsum, are laid out
+over all letters, meet there element by element, and are summed over the letters that end.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
-
-from torch import Tensor
+from typing import Any
 
 from prunella.graph import Node, Ref
-from prunella.labels import Labels, Layer, Layers, Operand, Shape, pad, spread, varies, varying
+from prunella.labels import Labels, Layer, Layers, Operand, dims_of, varies, varying
 from prunella.rules._registry import argument, no_rule, rule
 
-
-@rule("aten.linear.default")
-def linear(labels: Labels, node: Node) -> Layers:
-    """Contract the last dimension with the weight `[out, in]`."""
-    x, weight = node.args[:2]
-    bias = argument(node, 2, "bias")
-    shape = labels.shapes[node.outputs[0]]
-    ndim, size = len(shape), labels.shape(x)[-1]
-    ins, outs = labels.labels_along(weight, 1), labels.labels_along(weight, 0)
-    labels.multiply(node, prod(shape[:-1]), [outs, ins])
-    if isinstance(ins, Tensor):
-        rest = labels.contract(labels.of(x), ndim - 1, size, ins, node)
-    else:
-        rest = labels.pass_through(labels.of(x), [ndim - 1], "is multiplied as a whole", node)
-    made: Layers = (spread(outs, ndim - 1, ndim),) if isinstance(outs, Tensor) else ()
-    if isinstance(bias, Ref) and made:
-        wide = (1,) * (ndim - 1) + (shape[-1],)
-        tail = tuple(pad(a, ndim) for a in labels.of(bias))
-        made = labels.meet(wide, [Operand(made, wide), Operand(tail, wide)], node)
-    return (*rest, *made)
+Letters = tuple[Any, ...]
+"""One name, whatever it is, for every dimension of a tensor."""
 
 
-@rule("aten.matmul.default", "aten.mm.default", "aten.bmm.default")
-def matmul(labels: Labels, node: Node) -> Layers:
-    """Contract the last dimension of one tensor with the second to last of the other."""
-    return _matmul(labels, node, node.args[0], node.args[1])
+@dataclass(frozen=True)
+class Factor:
+    """A tensor in a product; `weight`: a parameter or buffer, zero where channels are masked."""
+
+    operand: Operand
+    letters: Letters
+    weight: bool = False
+
+    def size(self, letter: Any) -> int:
+        """Return the extent along a letter, 1 where the tensor lacks it."""
+        return self.operand.shape[self.letters.index(letter)] if letter in self.letters else 1
 
 
-@rule("aten.addmm.default", "aten.baddbmm.default")
-def addmm(labels: Labels, node: Node) -> Layers:
-    """Multiply, then add."""
-    bias, a, b = node.args[:3]
-    shape = labels.shapes[node.outputs[0]]
-    product = Operand(_matmul(labels, node, a, b), shape)
-    return labels.meet(shape, [product, labels.operand(bias)], node)
+def factor(labels: Labels, ref: Ref, letters: Sequence[Any]) -> Factor:
+    """Name the dimensions of a tensor."""
+    weight = labels.value(ref).kind in ("parameter", "buffer")
+    return Factor(labels.operand(ref), tuple(letters), weight)
 
 
-def _matmul(labels: Labels, node: Node, a: Ref, b: Ref) -> Layers:
-    shape_a, shape_b = labels.shape(a), labels.shape(b)
-    if len(shape_a) < 2 or len(shape_b) < 2:
-        return _vectors(labels, node, [a, b])
-    shape = labels.shapes[node.outputs[0]]
-    ndim = len(shape)
-    inner = labels.labels_along(a, -1)
-    if isinstance(inner, int):
-        inner = labels.labels_along(b, -2)
-    batch = [
-        max((_along(labels, r, d - ndim) for r in (a, b)), key=lambda n: isinstance(n, Tensor))
-        if max(labels.shape(r)[d - ndim] for r in (a, b) if len(labels.shape(r)) >= ndim - d) > 1
-        else 1
-        for d in range(ndim - 2)
-    ]
-    labels.multiply(
-        node, 1, [*batch, labels.labels_along(a, -2), inner, labels.labels_along(b, -1)]
-    )
-    # Lay both out as [..., rows, inner, columns] and let them meet; then sum over `inner`.
-    left = _unsqueeze(labels.of(a), shape_a, len(shape_a), ndim + 1)
-    right = _unsqueeze(labels.of(b), shape_b, len(shape_b) - 2, ndim + 1)
-    wide = (*shape[:-1], shape_a[-1], shape[-1])
-    met = labels.meet(wide, [left, right], node)
-    return tuple(a.squeeze(ndim - 1) for a in _sum_over(labels, met, ndim - 1))
+def multiply(
+    labels: Labels, node: Node, factors: Sequence[Factor], output: Sequence[Any], *, count: bool
+) -> Factor:
+    """Multiply tensors one after another, as einsum does; sum over what is in no later one.
+
+    Args:
+        labels: The record.
+        node: The operator.
+        factors: The tensors, at least one.
+        output: The letters of the result.
+        count: Count multiply-accumulates where anything is summed.
+    """
+    made, *rest = factors
+    for i, other in enumerate(rest, start=1):
+        needed = {letter for later in rest[i:] for letter in later.letters} | set(output)
+        both = dict.fromkeys((*made.letters, *other.letters))
+        left = tuple(letter for letter in both if letter in needed)
+        made = _product(labels, node, [made, other], left, count=count)
+    return _product(labels, node, [made], tuple(output), count=False)
 
 
-def _sum_over(labels: Labels, layers: Layers, dim: int) -> Layers:
-    """End what varies along `dim` alone; what varies jointly is cut along the rest: whole heads."""
-    left = []
-    for layer in layers:
-        if varies(layer, dim) and len(varying(layer)) > 1:
-            labels.unite(layer, layer.narrow(dim, 0, 1))
-            left.append(layer.narrow(dim, 0, 1))
-        elif not varies(layer, dim):
-            left.append(layer)
-    return tuple(a for a in left if a.numel() > 1)
+def _product(
+    labels: Labels, node: Node, factors: Sequence[Factor], output: Letters, *, count: bool
+) -> Factor:
+    """Multiply one or two tensors and sum over the letters that are not in the output."""
+    ending = {n for f in factors for n in f.letters} - set(output)
+    letters = (*output, *sorted(ending, key=str))
+    wide = tuple(max(f.size(letter) for f in factors) for letter in letters)
+    summed = [d for d in range(len(output), len(letters)) if wide[d] > 1]
+    # Rows that are summed over inside (heads over head_dim) are cut whole, before they meet others.
+    operands = [_lay_out(labels, node, f, letters, summed) for f in factors]
+    met = labels.meet(wide, operands, node, "is multiplied with a plain extent")
+    alone = {d for d in summed if any(f.size(letters[d]) == 1 for f in factors)}
+    if count and any(all(n in f.letters for f in factors) for n in ending):
+        cut = [a for a in met if not alone & set(varying(a))]
+        plain = [n for d, n in enumerate(wide) if d not in alone | dims_of(cut)]
+        labels.multiply(node, prod(plain), [a.reshape(-1) for a in cut])
+    ended = [a for a in met if any(varies(a, d) for d in summed)]
+    # What masking leaves of a channel counts in a sum, unless a weight is zero there.
+    weighed = any(f.weight for f in factors) and not any(varies(a, d) for a in ended for d in alone)
+    if ended and not weighed:
+        labels.mark(node)
+    size = len(output)
+    layers = tuple(a.reshape(a.shape[:size]) for a in met if not any(varies(a, d) for d in summed))
+    return Factor(Operand(layers, wide[:size]), output)
 
 
-@rule("aten.einsum.default")
-def einsum(labels: Labels, node: Node) -> Layers | list[Layers]:
-    """Lay two tensors out over all letters, let them meet, sum over the letters that end."""
-    equation, tensors = node.args[:2]
-    inputs, arrow, output = equation.replace(" ", "").partition("->")
-    terms = inputs.split(",")
-    plain = arrow and "." not in equation and all(len(set(t)) == len(t) for t in (*terms, output))
-    if not plain or len(terms) != 2:
-        return no_rule(labels, node)
-    letters = output + "".join(sorted(set("".join(terms)) - set(output)))
-    sizes = {
-        letter: n
-        for term, ref in zip(terms, tensors, strict=True)
-        for letter, n in zip(term, labels.shape(ref), strict=True)
-        if n > 1
-    }
-    operands = [
-        _lay_out(labels, ref, term, letters) for term, ref in zip(terms, tensors, strict=True)
-    ]
-    along: dict[str, Tensor | int] = {letter: sizes.get(letter, 1) for letter in letters}
-    for term, ref in zip(terms, tensors, strict=True):
-        for d, letter in enumerate(term):
-            found = labels.labels_along(ref, d)
-            if isinstance(found, Tensor):
-                along[letter] = found
-    if len(letters) > len(output):  # else nothing is summed: an outer product, no contraction
-        labels.multiply(node, 1, list(along.values()))
-    met = labels.meet(tuple(sizes.get(letter, 1) for letter in letters), operands, node)
-    for dim in reversed(range(len(output), len(letters))):
-        met = tuple(a.squeeze(dim) for a in _sum_over(labels, met, dim))
-    return met
-
-
-def _lay_out(labels: Labels, ref: Ref, term: str, letters: str) -> Operand:
+def _lay_out(
+    labels: Labels, node: Node, factor: Factor, letters: Letters, summed: list[int]
+) -> Operand:
     """Permute a tensor's layers to the order of `letters`, with size 1 for those it lacks."""
-    order = sorted(range(len(term)), key=lambda d: letters.index(term[d]))
-    places = [letters.index(term[d]) for d in order]
+    order = sorted(range(len(factor.letters)), key=lambda d: letters.index(factor.letters[d]))
+    places = [letters.index(factor.letters[d]) for d in order]
 
-    def lay(sizes: Shape) -> list[int]:
+    def lay(sizes: Sequence[int]) -> list[int]:
         wide = [1] * len(letters)
         for place, d in zip(places, order, strict=True):
             wide[place] = sizes[d]
         return wide
 
-    layers = tuple(a.permute(order).reshape(lay(tuple(a.shape))) for a in labels.of(ref))
-    return Operand(layers, tuple(lay(labels.shape(ref))))
+    layers = [a.permute(order).reshape(lay(a.shape)) for a in factor.operand.layers]
+    shape = tuple(lay(factor.operand.shape))
+    return Operand(tuple(_whole_rows(labels, node, a, summed) for a in layers), shape)
 
 
-def _along(labels: Labels, ref: Ref, dim: int) -> Tensor | int:
-    return labels.labels_along(ref, dim) if len(labels.shape(ref)) >= -dim else 1
+def _whole_rows(labels: Labels, node: Node, layer: Layer, summed: list[int]) -> Layer:
+    """Cut rows whole that are summed over inside."""
+    dims = set(varying(labels.tight(layer)))
+    if dims & set(summed) and not dims <= set(summed):
+        labels.collapse(labels.tight(layer), summed, "is summed over", node)
+    return layer  # uncollapsed: the meeting sees that they were rows, and says so
 
 
-def _unsqueeze(layers: Layers, shape: Shape, at: int, ndim: int) -> Operand:
-    def lay(layer: Layer) -> Layer:
-        return pad(layer.unsqueeze(at), ndim)
+@rule("aten.linear.default")
+def linear(labels: Labels, node: Node) -> Layers:
+    """Contract the last dimension with the weight `[out, in]`, or `[in]`."""
+    x, weight = node.args[:2]
+    batch = range(len(labels.shape(x)) - 1)
+    out = ("out",) if len(labels.shape(weight)) == 2 else ()
+    factors = [factor(labels, x, (*batch, "in")), factor(labels, weight, (*out, "in"))]
+    made = multiply(labels, node, factors, (*batch, *out), count=bool(out)).operand
+    return _add(labels, node, made, argument(node, 2, "bias"))
 
-    wide = (*shape[:at], 1, *shape[at:])
-    return Operand(tuple(lay(a) for a in layers), (1,) * (ndim - len(wide)) + wide)
+
+def _add(labels: Labels, node: Node, made: Operand, bias: Ref | None) -> Layers:
+    if not isinstance(bias, Ref):
+        return made.layers
+    return labels.meet(made.shape, [made, labels.operand(bias)], node)
 
 
-def _vectors(labels: Labels, node: Node, tensors: list[Ref]) -> Layers:
-    for ref in tensors:
-        for layer in labels.of(ref):
-            labels.freeze(layer, "is multiplied with a vector", node)
-    return ()
+@rule("aten.bilinear.default")
+def bilinear(labels: Labels, node: Node) -> Layers:
+    """Contract the last dimensions of two tensors with the weight `[out, in1, in2]`."""
+    a, b, weight = node.args[:3]
+    batch = range(len(labels.shape(a)) - 1)
+    factors = [
+        factor(labels, a, (*batch, "in1")),
+        factor(labels, weight, ("out", "in1", "in2")),
+        factor(labels, b, (*batch, "in2")),
+    ]
+    made = multiply(labels, node, factors, (*batch, "out"), count=False).operand
+    return _add(labels, node, made, argument(node, 3, "bias"))
+
+
+@rule("aten.matmul.default", "aten.mm.default", "aten.bmm.default", "aten.mv.default",
+      "aten.dot.default", "aten.vdot.default")  # fmt: skip
+def matmul(labels: Labels, node: Node) -> Layers:
+    """Contract the last dimension of one tensor with the second to last of the other."""
+    return _matmul(labels, node, node.args[0], node.args[1]).layers
+
+
+@rule("aten.addmm.default", "aten.baddbmm.default", "aten.addmv.default")
+def addmm(labels: Labels, node: Node) -> Layers:
+    """Multiply, then add."""
+    bias, a, b = node.args[:3]
+    return _add(labels, node, _matmul(labels, node, a, b), bias)
+
+
+def _matmul(labels: Labels, node: Node, a: Ref, b: Ref) -> Operand:
+    m, n = len(labels.shape(a)), len(labels.shape(b))
+    rows, columns = ("row",)[: m - 1], ("column",)[: n - 1]
+    left = (*range(2 - m, 0), *rows, "in")
+    right = (*range(2 - n, 0), "in", *columns)
+    output = (*range(2 - max(m, n), 0), *rows, *columns)
+    factors = [factor(labels, a, left), factor(labels, b, right)]
+    # A product with a vector is none to the framework's own counter.
+    return multiply(labels, node, factors, output, count=n > 1).operand
+
+
+@rule("aten.outer.default", "aten.ger.default")
+def outer(labels: Labels, node: Node) -> Layers:
+    """Multiply all pairs."""
+    a, b = node.args[:2]
+    factors = [factor(labels, a, ("row",)), factor(labels, b, ("column",))]
+    return multiply(labels, node, factors, ("row", "column"), count=False).operand.layers
+
+
+@rule("aten.inner.default", "aten.tensordot.default")
+def tensordot(labels: Labels, node: Node) -> Layers:
+    """Contract dimensions of two tensors with one another."""
+    a, b = node.args[:2]
+    m, n = len(labels.shape(a)), len(labels.shape(b))
+    inner = ((m - 1,), (n - 1,)) if m and n else ((), ())
+    mine, others = node.args[2:4] if node.op == "aten.tensordot.default" else inner
+    left: list[Any] = [("left", d) for d in range(m)]
+    right: list[Any] = [("right", d) for d in range(n)]
+    for i, j in zip(mine, others, strict=True):
+        right[j % n] = left[i % m]
+    output = [*(n for n in left if n not in right), *(n for n in right if n not in left)]
+    factors = [factor(labels, a, left), factor(labels, b, right)]
+    return multiply(labels, node, factors, output, count=True).operand.layers
+
+
+@rule("aten.einsum.default")
+def einsum(labels: Labels, node: Node) -> Layers | list[Layers]:
+    """Name the dimensions as the equation does."""
+    equation, tensors = node.args[:2]
+    named = _letters(equation, [len(labels.shape(ref)) for ref in tensors])
+    if named is None:  # a diagonal
+        return no_rule(labels, node)
+    terms, output = named
+    named_apart = [
+        (ref, _apart(labels, ref, term, output)) for ref, term in zip(tensors, terms, strict=True)
+    ]
+    factors = [factor(labels, ref, term) for ref, term in named_apart]
+    return multiply(labels, node, factors, output, count=True).operand.layers
+
+
+def _letters(equation: str, ndims: list[int]) -> tuple[list[Letters], Letters] | None:
+    """Spell an equation out: dimensions under an ellipsis are numbered from the right."""
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    spelled = inputs.split(",")
+    most = 0
+    terms: list[Letters] = []
+    for term, ndim in zip(spelled, ndims, strict=True):
+        before, dots, after = term.partition("...")
+        hidden = ndim - len(before) - len(after) if dots else 0
+        most = max(most, hidden)
+        terms.append((*before, *range(-hidden, 0), *after))
+    if arrow:
+        before, dots, after = output.partition("...")
+        result: Letters = (*before, *(range(-most, 0) if dots else ()), *after)
+    else:
+        once = sorted(n for n in set(inputs) - set(".,") if inputs.count(n) == 1)
+        result = (*range(-most, 0), *once)
+    return None if any(len(set(t)) < len(t) for t in (*terms, result)) else (terms, result)
+
+
+def _apart(labels: Labels, ref: Ref, term: Letters, output: Letters) -> Letters:
+    """Rename letters of extent 1 that end: nothing is summed, so no product is counted."""
+    sizes = zip(term, labels.shape(ref), strict=True)
+    return tuple(n if size > 1 or n in output else (n, ref.name) for n, size in sizes)
 
 
 @rule("aten.embedding.default")
@@ -155,7 +235,5 @@ def embedding(labels: Labels, node: Node) -> Layers:
     """Look rows up: the rows must stay, the columns go on."""
     weight = node.args[0]
     ndim = len(labels.shapes[node.outputs[0]])
-    rows, columns = labels.labels_along(weight, 0), labels.labels_along(weight, 1)
-    if isinstance(rows, Tensor):
-        labels.freeze(rows, "is looked up by index", node)
-    return (spread(columns, ndim - 1, ndim),) if isinstance(columns, Tensor) else ()
+    layers = labels.pass_through(labels.of(weight), [0], "is looked up by index", node)
+    return tuple(a.reshape((1,) * (ndim - 1) + (-1,)) for a in layers)
