@@ -51,7 +51,7 @@ def fits(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
 
 
 def replay(graph: Graph, tensors: Values, inputs: Values, step: Step) -> list[Tensor]:
-    """Compute a graph's outputs.
+    """Compute a graph's outputs, of evaluation mode, in their order.
 
     Every tensor lives until its last use. Operators that write in place do so.
 
@@ -66,14 +66,16 @@ def replay(graph: Graph, tensors: Values, inputs: Values, step: Step) -> list[Te
         if value.kind in ("parameter", "buffer"):
             values[name] = tensors[value.source]
     nodes = [node for node in graph.nodes if not node.training]
-    for node, gone in zip(nodes, _last_uses(nodes, set(graph.outputs)), strict=True):
+    training = {name for node in graph.nodes if node.training for name in node.outputs}
+    outputs = [name for name in graph.outputs if name not in training]
+    for node, gone in zip(nodes, _last_uses(nodes, outputs), strict=True):
         values.update(zip(node.outputs, step(node, values), strict=True))
         for name in gone:
             del values[name]
-    return [values[name] for name in graph.outputs]
+    return [values[name] for name in outputs]
 
 
-def _last_uses(nodes: Sequence[Node], wanted: set[str]) -> list[list[str]]:
+def _last_uses(nodes: Sequence[Node], wanted: Sequence[str]) -> list[list[str]]:
     """List for every node the activations that nothing needs after it."""
     gone: list[list[str]] = []
     needed = set(wanted)

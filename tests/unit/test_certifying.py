@@ -1,13 +1,20 @@
 """The certificate finds what is wrong, and leaves nothing behind."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import prunella
+from prunella.certifying import compare
 from prunella.errors import CertificateError
+from prunella.plan import Groups
 
 IMAGE = torch.randn(2, 3, 8, 8)
+TOKENS = torch.randn(2, 7, 6)
 
 
 def net() -> nn.Module:
@@ -31,3 +38,186 @@ def test_the_callers_random_numbers_go_on_as_before() -> None:
     before = torch.get_rng_state()
     prunella.prune(model, IMAGE, ratio=0.5)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class LlamaNorm(nn.Module):
+    """As language models have it: in float32, whatever comes in."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.float32)
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return self.weight * wide.to(x.dtype)
+
+
+class Gate(nn.Module):
+    """A softmax over channels, computed in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * F.softmax(x, -1, dtype=torch.float32)
+
+
+class Share(nn.Module):
+    """A mean over channels that is spelled out, of channels that are not zero where removed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.exp(x) - torch.exp(x).sum(-1, keepdim=True) / x.shape[-1]
+
+
+class Spatial(nn.Module):
+    """Mean and maximum over channels say where to look."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look = nn.Conv2d(2, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = [x.mean(1, keepdim=True), x.amax(1, keepdim=True)]
+        return x * torch.sigmoid(self.look(torch.cat(seen, 1)))
+
+
+class ChannelsLast(nn.LayerNorm):
+    """A layer norm over the channels of images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def over_tokens(middle: nn.Module) -> tuple[nn.Module, Tensor]:
+    return nn.Sequential(nn.Linear(6, 16), nn.Sigmoid(), middle, nn.Linear(16, 5)).eval(), TOKENS
+
+
+def over_images(middle: nn.Module) -> tuple[nn.Module, Tensor]:
+    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.Sigmoid(), middle, nn.Conv2d(16, 4, 3)), IMAGE
+
+
+NORMS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
+    "layer norm": lambda: over_tokens(nn.LayerNorm(16)),
+    "layer norm without weights": lambda: over_tokens(nn.LayerNorm(16, elementwise_affine=False)),
+    "layer norm of images": lambda: over_images(ChannelsLast(16)),
+    "RMS norm": lambda: over_tokens(nn.RMSNorm(16)),
+    "group norm": lambda: over_images(nn.GroupNorm(4, 16)),
+}
+OTHERS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
+    "RMS norm in float32": lambda: over_tokens(LlamaNorm(16)),
+    "softmax over channels": lambda: over_tokens(Gate()),
+    "sum divided by a size": lambda: over_tokens(Share()),
+    "mean and maximum over channels": lambda: over_images(Spatial()),
+}
+
+
+def pruned(model: nn.Module, x: Tensor) -> tuple[prunella.PruneResult, Groups]:
+    result = prunella.prune(model, x, ratio=0.5)
+    groups = prunella.couple(prunella.trace(model, x), form=result.plan.form)
+    assert groups.marked
+    assert result.plan.after.macs <= 0.6 * result.plan.before.macs
+    return result, groups
+
+
+@pytest.mark.parametrize("name", {**NORMS, **OTHERS})
+def test_statistics_are_taken_over_what_is_kept(name: str) -> None:
+    model, x = {**NORMS, **OTHERS}[name]()
+    result, groups = pruned(model, x)
+    found = compare(model, result.model, result.plan, (x,), groups=groups)
+    assert found.holds
+    assert found.error < 1e-13
+    assert (found.dtype, found.runs) == ("float64", 2)
+    zeros = compare(model, result.model, replace(result.plan, marked=False), (x,))
+    assert zeros.error > 1e-4, "zeros are not the same as nothing here, or the test shows nothing"
+    with torch.no_grad():
+        result.model[0].weight[0, 0] += 1e-3
+    assert not compare(model, result.model, result.plan, (x,), groups=groups).holds
+    with pytest.raises(CertificateError, match="differs from the masked one"):
+        prunella.certify(model, result.model, result.plan, (x,))
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norm_modules_do_so_in_a_model_that_cannot_be_replayed(name: str) -> None:
+    model, x = NORMS[name]()
+    result, groups = pruned(model, x)
+    recorded = replace(groups, graph=replace(groups.graph, recorded=True))
+    assert compare(model, result.model, result.plan, (x,), groups=recorded).error < 1e-13
+    assert "forward" not in vars(model[2])
+    with torch.no_grad():
+        result.model[0].weight[0, 0] += 1e-3
+    assert not compare(model, result.model, result.plan, (x,), groups=recorded).holds
+
+
+def test_other_statistics_of_such_a_model_are_refused_by_name() -> None:
+    model, x = OTHERS["mean and maximum over channels"]()
+    result, groups = pruned(model, x)
+    recorded = replace(groups, graph=replace(groups.graph, recorded=True))
+    with pytest.raises(CertificateError, match=r"`aten.mean.dim` in `2` takes statistics"):
+        compare(model, result.model, result.plan, (x,), groups=recorded)
+
+
+class Switch(nn.Module):
+    """Computes something else once a switch is thrown, which a captured graph cannot know."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.on = inner, True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) if self.on else x.exp() * self.inner(x)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_a_graph_that_does_not_compute_what_the_model_computes_is_not_trusted(norm: bool) -> None:
+    model, x = over_tokens(Switch(nn.LayerNorm(16) if norm else Share()))
+    result, groups = pruned(model, x)
+    model[2].on = result.model[2].on = False
+    if norm:  # the model's own norm modules can do without the graph
+        assert compare(model, result.model, result.plan, (x,), groups=groups).error < 1e-13
+    else:
+        with pytest.raises(CertificateError, match="does not compute what the model computes"):
+            compare(model, result.model, result.plan, (x,), groups=groups)
+
+
+def test_groups_found_on_other_shapes_are_found_again() -> None:
+    model, x = NORMS["layer norm"]()
+    result, groups = pruned(model, x)
+    assert compare(model, result.model, result.plan, (x[:1, :3],), groups=groups).error < 1e-13
+
+
+class Kinds(nn.Module):
+    """Outputs of several kinds, each of which can be falsified."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.wrong = nn.Linear(6, 16), nn.Linear(16, 5), ""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.b(torch.sigmoid(self.a(x)))
+        masked = x.masked_fill(torch.eye(7, 5, dtype=torch.bool), torch.finfo(x.dtype).min)
+        made = {"masked": masked, "best": x.argmax(-1), "turned": torch.complex(x, -x)}
+        made |= {"log": (0 * x).log(), "nothing": x[:0], "undefined": (x - 1e9).sqrt()}
+        if self.wrong:
+            made[self.wrong] = made[self.wrong] + 1e-4
+        return {name: t.long() if name == "best" else t for name, t in made.items()}
+
+
+def test_outputs_of_every_kind_are_compared() -> None:
+    model = Kinds().eval()
+    result = prunella.prune(model, TOKENS, ratio=0.5)
+    assert result.certificate.error < 1e-13
+    for wrong in ("masked", "turned"):
+        result.model.wrong = wrong
+        assert compare(model, result.model, result.plan, (TOKENS,)).error > 1e-6
+    result.model.wrong = ""
+    with torch.no_grad():
+        result.model.b.bias += torch.arange(5.0)
+    assert compare(model, result.model, result.plan, (TOKENS,)).error == float("inf")
+
+
+def test_the_model_and_what_was_given_are_left_as_they_were() -> None:
+    model, x = OTHERS["RMS norm in float32"]()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    kept, random = x.clone(), torch.get_rng_state()
+    pruned(model, x)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(x, kept)
+    assert torch.equal(torch.get_rng_state(), random)
