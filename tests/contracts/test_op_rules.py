@@ -189,7 +189,10 @@ def test_channels_stay_with_the_operator_named_or_are_cut_rightly(name: str) -> 
         assert reasons, "frozen without a reason"
         assert all(r.reason and r.op for r in reasons)
     else:
-        oracle.check_pruned(model, result.plan, result.model, (image,), {})
+        if result.plan.marked:  # statistics over channels: what was certified, statistics included
+            assert result.certificate.error < 1e-12
+        else:
+            oracle.check_pruned(model, result.plan, result.model, (image,), {})
 
 
 def test_a_literal_number_of_channels_freezes_them_and_shows_the_line() -> None:

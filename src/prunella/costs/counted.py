@@ -11,8 +11,20 @@ from prunella.modes import evaluating
 from prunella.structure import tensors
 from prunella.tracing import Inputs, positional
 
-# The framework's counter knows the attention of accelerators, but not that of the CPU.
-_MORE = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop}
+
+def _more() -> dict[Any, Any]:
+    """Return what the framework's counter leaves out: attention on the CPU, rows of experts."""
+    more: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop}
+    for library, name in (("aten", "_grouped_mm"), ("transformers", "grouped_mm_fallback")):
+        op = getattr(getattr(torch.ops, library), name, None)
+        if op is not None:
+            more[op] = _grouped
+    return more
+
+
+def _grouped(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
+    """Every row of `[rows, in]` meets the weight of one expert, `[experts, in, out]`."""
+    return 2 * x[0] * x[1] * weight[-1]
 
 
 def count_macs(
@@ -33,7 +45,7 @@ def count_macs(
     with (
         evaluating(model),
         torch.no_grad(),
-        FlopCounterMode(display=False, custom_mapping=_MORE) as counter,
+        FlopCounterMode(display=False, custom_mapping=_more()) as counter,
     ):
         model(*args, **kwargs)
     firsts = {a.shape[0] for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.ndim}

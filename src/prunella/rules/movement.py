@@ -49,7 +49,26 @@ def reshape(labels: Labels, node: Node) -> Layers:
                 rows = squeezed.reshape(prod(squeezed.shape[:d]), -1)
                 labels.equal_rows(rows, node, moved=True)
         made.append(moved)
-    return tuple(a for a in made if a.numel() > 1)
+    return _outermost(labels, labels.of(x), made, node)
+
+
+def _outermost(labels: Labels, before: Layers, after: list[Layer], node: Node) -> Layers:
+    """Where two layers end up in one dimension (heads times columns), keep the outer one.
+
+    A dimension says one thing about its positions. What varies inside is repeated for every outer
+    position, and stays.
+    """
+    order = sorted(range(len(after)), key=lambda i: varying(before[i]))
+    taken: set[int] = set()
+    kept = []
+    for i in order:
+        dims = set(varying(after[i]))
+        if dims & taken:
+            labels.freeze(after[i], "is repeated within another dimension", node)
+        elif dims:
+            taken |= dims
+            kept.append(after[i])
+    return tuple(kept)
 
 
 @resizes(
