@@ -104,6 +104,7 @@ def shrink(model: nn.Module, plan: Plan) -> nn.Module:
         for attribute, value in plan.attributes.get(name, {}).items():
             _set(module, attribute, value)
         _follow_shapes(module)
+        _forget(module)
     known = plan_of(model)
     setattr(pruned, _PLAN, compose(known, plan) if known else plan)
     return pruned
@@ -140,6 +141,13 @@ def _set(holder: Any, attribute: str, value: int) -> None:
         items[int(index.removesuffix("]"))] = value
         value = type(getattr(holder, name))(items)
     setattr(holder, name, value)
+
+
+def _forget(module: nn.Module) -> None:
+    """Empty what a module's code keeps of earlier runs: tensors in the dense model's sizes."""
+    for name, value in vars(module).items():
+        if type(value) is dict and "cache" in name and not name.startswith("_"):
+            value.clear()
 
 
 def _follow_shapes(module: nn.Module) -> None:
