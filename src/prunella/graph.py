@@ -88,6 +88,7 @@ class Node:
     training mode, for the sake of modules that run only then: it binds channels and costs nothing.
     `sizes` says where the integers among the arguments come from; what is not listed is unknown.
     `line` is the line of the model's code that made the call, where integers were handed over.
+    `grad` is False where the model's own code turns gradients off.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Node:
     training: bool = False
     sizes: Mapping[Path, Size] = field(default_factory=dict)
     line: str = ""
+    grad: bool = True
 
     def where(self) -> str:
         """Say which operator in which module this is, for messages."""
@@ -127,7 +129,7 @@ class Graph:
             which channels belong together, but cannot be run in the model's place.
         takes: How the user's arguments become `inputs`: `(args, kwargs)` with a `Ref` for each
             tensor.
-        returns: What the model returns, with a `Ref` for each tensor; None where it cannot be told.
+        returns: What the model returns, as `containers.emptied` describes it.
         constants: The tensors that the model's code itself holds, by value name.
     """
 

@@ -3,7 +3,8 @@
 import logging
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import count
 from typing import Any
 
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
 
 from prunella.blame import first_line, own_line
+from prunella.containers import emptied, renamed
 from prunella.errors import ConfigError, TraceError
 from prunella.examples import describe
 from prunella.graph import Calc, Dim, Graph, Kind, Node, Ref, Size, Value, refs
@@ -46,7 +49,11 @@ def positional(example_inputs: Inputs) -> tuple[Any, ...]:
 
 
 def trace(
-    model: nn.Module, example_inputs: Inputs, example_kwargs: Mapping[str, Any] | None = None
+    model: nn.Module,
+    example_inputs: Inputs,
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    training: bool = False,
 ) -> Graph:
     """Capture what `model` computes on the example inputs, in evaluation mode.
 
@@ -57,6 +64,7 @@ def trace(
         model: Any module.
         example_inputs: A tensor, or a tuple of positional arguments.
         example_kwargs: Keyword arguments.
+        training: Capture training mode instead.
 
     Returns:
         The network as operators on named tensors.
@@ -66,15 +74,17 @@ def trace(
     """
     args, kwargs = positional(example_inputs), dict(example_kwargs or {})
     reader = _Reader(canonical_names(model))
+    shells: list[Any] = []
     with evaluating(model), torch.no_grad():
+        model.train(training)
         try:
-            program = torch.export.export(
-                _Flat(model, reader.observed()), args, kwargs, strict=False
-            )
+            flat = _Flat(model, reader.observed(), shells.append)
+            program = torch.export.export(flat, args, kwargs, strict=False)
         except Exception as error:
             raise explain(model, args, kwargs, error) from error
         reader.read(program, training=False)
-        if reader.unused(model):
+        takes, returns = reader.takes(program, (args, kwargs)), reader.returns(shells[-1])
+        if not training and reader.unused(model):
             _read_training(reader, model, args, kwargs)
     return Graph(
         values=reader.values,
@@ -88,6 +98,8 @@ def trace(
         unused=reader.unused(model),
         constants=reader.constants,
         equal=tuple(reader.equal),
+        takes=takes,
+        returns=returns,
     )
 
 
@@ -120,16 +132,25 @@ def _read_training(
 class _Flat(nn.Module):
     """Returns the tensors of a model's output as a tuple, whatever it returns."""
 
-    def __init__(self, model: nn.Module, equal: list[tuple[Size, Size]]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        equal: list[tuple[Size, Size]],
+        note: Callable[[Any], None] = lambda _: None,
+    ) -> None:
         super().__init__()
         self.model = model
         self._equal = equal
+        self.note = note
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         with observing(self.model, self._equal):
-            return tuple(tensors_in(self.model(*args, **kwargs)))
+            output = self.model(*args, **kwargs)
+        self.note(emptied(output, map(str, count())))
+        return tuple(tensors_in(output))
 
 
+_CHECKS = {"aten._assert_tensor_metadata.default"}
 _PREFIX = "model."  # what `_Flat` puts before every name
 
 
@@ -182,6 +203,8 @@ class _Reader:
         self._pairs: list[tuple[Size, Size]] = []  # as named while capturing
         self._canonical = canonical
         self._by_source: dict[str, str] = {}  # tied parameters share one value
+        self._names: dict[str, str] = {}
+        self._returned: list[str] = []
 
     def read(self, program: ExportedProgram, *, training: bool) -> None:
         """Add what a program computes."""
@@ -197,11 +220,13 @@ class _Reader:
                     held = program.constants[spec.target or ""]
                     self.constants.setdefault(names[node.name], held.detach())
             elif node.op == "output":
-                found = (ref.name for ref in refs(_convert(node.args, names)))
+                found = [ref.name for ref in refs(_convert(node.args, names))]
+                if not training:
+                    self._names, self._returned = names, found
                 self.outputs += [name for name in found if name in self.values]
             elif node.op == "call_function" and node.target is operator.getitem:
                 names[node.name] = _output_name(names[node.args[0].name], node.args[1])
-            elif node.op == "call_function":
+            elif node.op == "call_function" and str(node.target) not in _CHECKS:
                 names[node.name] = prefix + node.name
                 self._call(node, names, captured, training=training)
             if node.name in names:
@@ -210,6 +235,21 @@ class _Reader:
             left, right = (_renamed(size, captured) for size in pair)
             if left is not None and right is not None:
                 self.equal.append((left, right))
+
+    def takes(self, program: ExportedProgram, inputs: Any) -> Any:
+        """Put the names of the inputs in the tensors' places among the user's arguments."""
+        leaves, structure = pytree.tree_flatten(inputs)
+        specs = program.graph_signature.input_specs
+        places = [spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT]
+        named = [
+            Ref(self._names[place]) if isinstance(leaf, Tensor) else leaf
+            for place, leaf in zip(places, leaves, strict=True)
+        ]
+        return pytree.tree_unflatten(named, structure)
+
+    def returns(self, template: Any) -> Any:
+        """Put the names of the outputs in the tensors' places in what the model returned."""
+        return renamed(template, {str(i): name for i, name in enumerate(self._returned)})
 
     def observed(self) -> list[tuple[Size, Size]]:
         """Return a fresh list for the comparisons of the next capture."""
