@@ -1,0 +1,261 @@
+"""Capturing: by export where that works, else one recorded run, in the same words."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+from prunella.capturing import Captured, capture
+from prunella.containers import filled
+from prunella.errors import TraceError
+from prunella.graph import Ref
+from prunella.inlining import operator_name
+
+
+def decided(x: Tensor) -> Tensor:
+    """Return `x`, after a look at its values that export cannot follow."""
+    return x if x.sum().item() > -1e9 else x + 1
+
+
+class Loop(nn.Module):
+    """Runs as often as its input says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.register_buffer("scale", torch.ones(4))
+
+    def forward(self, x: Tensor, *, extra: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        for _ in range(int(x.abs().sum().item()) % 3 + 1):
+            x = self.fc(x) * self.scale
+        return {"y": x if extra is None else x + extra["bias"]}
+
+
+class Straight(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.alias = self.fc
+        self.plain = [self.fc.weight]  # a parameter where the framework does not look
+
+    def forward(self, x: Tensor) -> tuple[Tensor, int]:
+        with torch.no_grad():
+            y = self.alias(x).relu()
+        return y @ self.plain[0], 3
+
+
+def names(captured: Captured) -> set[tuple[str, str]]:
+    return {
+        (captured.sources[node.name].kind, captured.sources[node.name].name)
+        for node in captured.graph.find_nodes(op="placeholder")
+        if node.users
+    }
+
+
+def called(captured: Captured) -> list[str]:
+    return [operator_name(n.target) for n in captured.graph.nodes if n.op == "call_function"]
+
+
+def run(captured: Captured, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """Execute what was captured, on the model's own tensors."""
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    given = []
+    for node in captured.graph.find_nodes(op="placeholder"):
+        source = captured.sources[node.name]
+        known = {**own, **captured.constants, **inputs}
+        given.append(known.get(source.name, known.get(node.name)))
+    module = fx.GraphModule(nn.Module(), captured.graph)
+    return tuple(module(*given))
+
+
+def test_what_depends_on_values_is_recorded_and_computes_the_same() -> None:
+    model, x = Loop().eval(), torch.randn(2, 4)
+    bias = torch.randn(4)
+    captured = capture(model, (x,), {"extra": {"bias": bias}})
+    assert captured.recorded
+    (first,), kwargs = captured.takes
+    assert isinstance(first, Ref)
+    inputs = {first.name: x, kwargs["extra"]["bias"].name: bias}
+    assert names(captured) == {
+        ("parameter", "fc.weight"),
+        ("parameter", "fc.bias"),
+        ("buffer", "scale"),
+        ("input", first.name),
+        ("input", kwargs["extra"]["bias"].name),
+    }
+    outputs = run(captured, model, inputs)
+    found = filled(captured.returns, {str(i): y for i, y in enumerate(outputs)})
+    assert torch.equal(found["y"], model(x, extra={"bias": bias})["y"])
+
+
+def test_export_is_preferred_and_its_inner_graphs_are_opened() -> None:
+    model, x = Straight().eval(), torch.randn(2, 4)
+    captured = capture(model, (x,), {})
+    assert not captured.recorded
+    assert called(captured) == ["aten.linear.default", "aten.relu.default", "aten.matmul.default"]
+    linear, relu, matmul = (
+        captured.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default)
+        + [n for n in captured.graph.nodes if n.op == "call_function"][1:]
+    )
+    assert (linear.meta["grad"], relu.meta["grad"]) == (False, False)
+    assert "grad" not in matmul.meta
+    assert ("parameter", "fc.weight") in names(captured)
+    assert not any(kind == "constant" for kind, _ in names(captured))
+    assert captured.returns.parts[1] == 3
+    (y,) = run(captured, model, {captured.takes[0][0].name: x})
+    assert torch.equal(y, model(x)[0])
+
+
+class Hidden(Loop):
+    """Keeps a parameter in a list, and its run depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = [self.fc.weight]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)["y"] @ self.plain[0]
+
+
+def test_a_parameter_found_outside_is_known_in_a_recorded_run_too() -> None:
+    captured = capture(Hidden().eval(), (torch.randn(2, 4),), {})
+    assert captured.recorded
+    assert not any(kind == "constant" for kind, _ in names(captured))
+
+
+class Switches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.yes, self.no = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            x = x * 2
+        return torch.cond(x.sum() > 0, self.yes, self.no, (x,))
+
+
+def test_both_branches_are_opened() -> None:
+    captured = capture(Switches().eval(), (torch.randn(2, 4),), {})
+    assert not captured.recorded
+    assert called(captured).count("aten.linear.default") == 2
+    assert called(captured).count("aten.where.self") == 1
+    assert {name for kind, name in names(captured) if kind == "parameter"} == {
+        "yes.weight", "yes.bias", "no.weight", "no.bias",
+    }  # fmt: skip
+
+
+class Remembers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.last: Tensor | None = None
+        self.cache: dict[str, Tensor] = {}
+        self.calls = 0
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        self.last = y
+        self.cache["y"] = y
+        self.calls += 1
+        self.seen += 1
+        return y * (1 if x.sum().item() > 0 else -1)
+
+
+class RemembersQuietly(Remembers):
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.fc(x)
+        self.cache["y"] = self.last
+        return self.last
+
+
+@pytest.mark.parametrize("kind", [Remembers, RemembersQuietly])
+def test_the_model_and_its_inputs_are_as_before(kind: type[Remembers]) -> None:
+    model, x = kind().eval(), torch.randn(2, 4)
+    before = x.clone()
+    state = torch.get_rng_state()
+    capture(model, (x,), {})
+    assert (model.last, model.cache, model.calls, model.seen.item()) == (None, {}, 0, 0.0)
+    assert torch.equal(x, before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not model._forward_hooks
+
+
+@pytest.mark.parametrize("kind", [Loop, Straight])
+def test_every_call_knows_its_module_and_its_shape(kind: type[nn.Module]) -> None:
+    model = nn.Sequential(kind(), nn.Identity()).eval()
+    captured = capture(model, (torch.randn(2, 4),), {})
+    calls = [n for n in captured.graph.nodes if n.op == "call_function"]
+    linear = next(n for n in calls if operator_name(n.target) == "aten.linear.default")
+    path, module_type = list(linear.meta["nn_module_stack"].values())[-1]
+    assert path.startswith("model.0")
+    assert module_type.rsplit(".", 1)[-1] == "Linear"
+    assert all(n.meta["nn_module_stack"] for n in calls)
+    assert linear.meta["val"].shape == (2, 4)
+
+
+@pytest.mark.parametrize("kind", [Loop, Straight])
+def test_notes_made_on_nodes_while_capturing_survive(kind: type[nn.Module]) -> None:
+    entered = []
+
+    @contextmanager
+    def around(model: nn.Module):
+        entered.append(model)
+        yield
+        for node in get_proxy_mode().tracer.graph.nodes:
+            node.meta["mark"] = node.name
+
+    model = kind().eval()
+    captured = capture(model, (torch.randn(2, 4),), {}, around)
+    assert entered
+    assert all(found is model for found in entered)
+    marks = [n.meta.get("mark") for n in captured.graph.nodes if n.op == "call_function"]
+    assert marks
+    assert all(marks)
+
+
+class Empties(Loop):
+    def forward(self, x: Tensor) -> Tensor:
+        keep = (x > 100).nonzero()[:, 0]
+        return self.fc(x[keep])
+
+
+def test_a_shape_that_depends_on_values_is_recorded_as_it_was() -> None:
+    captured = capture(Empties().eval(), (torch.randn(2, 4),), {})
+    assert captured.recorded
+    shapes = [tuple(n.meta["val"].shape) for n in captured.graph.find_nodes(
+        op="call_function", target=torch.ops.aten.linear.default)]  # fmt: skip
+    assert shapes == [(0, 4)]
+
+
+class Mapped(Loop):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.func.vmap(lambda row: self.fc(row).relu())(decided(x))
+
+
+def test_no_tensor_is_lost_from_sight_inside_vmap() -> None:
+    captured = capture(Mapped().eval(), (torch.randn(2, 4),), {})
+    assert captured.recorded
+    assert not captured.constants
+    assert "torch._functorch.predispatch._add_batch_dim" in called(captured)
+
+
+def test_on_the_meta_device_there_is_nothing_to_record() -> None:
+    with torch.device("meta"):
+        model, x = Empties().eval(), torch.randn(2, 4)
+    with pytest.raises(TraceError, match="Empties"):
+        capture(model, (x,), {})
+
+
+class Fails(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum().item() > -1e9:
+            raise ArithmeticError("it never works")
+        return x
+
+
+def test_a_model_that_does_not_run_is_named_with_its_line() -> None:
+    with pytest.raises(TraceError, match=r"`Fails` does not run.*it never works"):
+        capture(Fails(), (torch.randn(2),), {})
