@@ -313,14 +313,19 @@ class Labels:
     def contract(self, layers: Layers, dim: int, size: int, other: Tensor, node: Node) -> Layers:
         """Sum over dimension `dim` against labels `other` of the other tensor, `[size]`.
 
-        Returns the layers that survive: those that do not vary along `dim`.
+        Returns the layers that survive: those that do not vary along `dim`. What varies jointly
+        along others too (heads) is cut by those, and all of them share `other`.
         """
-        touching = [layer for layer in layers if varies(layer, dim)]
-        for layer in touching:
+        tight = [self.tight(layer) for layer in layers]
+        along = [layer for layer in tight if varying(layer) == (dim,)]
+        for layer in along:
             self.unite(layer, spread(other, dim, layer.ndim))
-        if not touching and size > 1:
-            self.freeze(other, "is multiplied with a plain extent", node)
-        return tuple(layer for layer in layers if not varies(layer, dim))
+        left = [layer for layer in tight if varying(layer) != (dim,)]
+        if not along and size > 1:
+            whole = any(varies(layer, dim) for layer in layers)
+            reason = "is shared by all heads" if whole else "is multiplied with a plain extent"
+            self.freeze(other, reason, node)
+        return tuple(self.collapse(layer, [dim], "is multiplied along", node) for layer in left)
 
     def labels_along(self, ref: Ref, dim: int) -> Tensor | int:
         """Return the labels along one dimension, or its size where it is not labelled."""

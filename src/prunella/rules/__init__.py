@@ -5,6 +5,7 @@ registers it. An operator without a rule freezes what it touches and says so.
 """
 
 from prunella.rules import (
+    attention,
     convolution,
     creation,
     elementwise,
@@ -21,6 +22,7 @@ __all__ = [
     "Rule",
     "apply",
     "argument",
+    "attention",
     "convolution",
     "creation",
     "elementwise",

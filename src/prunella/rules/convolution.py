@@ -6,7 +6,16 @@ from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
 from prunella.graph import Node, Ref
-from prunella.labels import Labels, Layers, Operand, spread
+from prunella.labels import (
+    Labels,
+    Layers,
+    Operand,
+    dims_of,
+    outermost,
+    spread,
+    varies,
+    varying,
+)
 from prunella.rules._registry import argument, rule
 
 
@@ -51,11 +60,15 @@ def _convolve(labels: Labels, node: Node, *, transposed: bool) -> Layers:
         rest = labels.contract(layers, channel, ins.numel(), ins.reshape(-1), node)
         whole = not _by_block(by_row.shape[1], by_column.shape[1])
         dims = [by_row.reshape(-1), by_column.shape[1] if whole else by_column[0]]
+    if labels.value(weight).kind not in ("parameter", "buffer") and isinstance(dims[1], Tensor):
+        labels.mark(node)  # a computed weight need not be zero where its channels are masked
     for layer in labels.of(weight):
-        if any(n > 1 for n in layer.shape[2:]):
+        if varying(layer) and min(varying(layer)) > 1:
             labels.structural.append(layer.reshape(-1))
     grid = labels.shape(x)[channel + 1 :] if transposed else shape[channel + 1 :]
-    labels.multiply(node, prod(shape[:channel]) * prod(grid) * prod(kernel), dims)
+    batch = prod(n for d, n in enumerate(shape[:channel]) if d not in dims_of(rest))
+    dims += [layer.reshape(-1) for layer in rest]
+    labels.multiply(node, batch * prod(grid) * prod(kernel), dims)
     made: Layers = (spread(outs.reshape(-1), channel, ndim),) if outs.numel() > 1 else ()
     if isinstance(bias, Ref) and made:
         wide = tuple(n if d == channel else 1 for d, n in enumerate(shape))
@@ -66,9 +79,16 @@ def _convolve(labels: Labels, node: Node, *, transposed: bool) -> Layers:
 
 def _vector(labels: Labels, weight: Ref, dim: int, node: Node) -> Tensor:
     """Return the labels of a weight's dimension; of a plain one, labels that may not be cut."""
-    along = labels.labels_along(weight, dim)
-    if isinstance(along, int):
-        along = labels.fresh(along)
+    for layer in labels.of(weight):
+        # Computed from a flat vector it varies jointly over its dimensions: cut the outermost.
+        if len(varying(layer)) > 1:
+            inner = [d for d in varying(layer) if d != outermost(layer)]
+            labels.collapse(layer, inner, "is part of a computed weight", node)
+    tight = [a for a in map(labels.tight, labels.of(weight)) if varies(a, dim)]
+    if tight:
+        along = tight[0].reshape(-1)
+    else:
+        along = labels.fresh(labels.shape(weight)[dim])
         labels.freeze(along, "has no labels", node)
         if along.numel() == 1:
             labels.structural.append(along)
