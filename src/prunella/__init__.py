@@ -5,6 +5,7 @@ import typing as _typing
 
 if _typing.TYPE_CHECKING:
     from prunella.allocating import allocate as allocate
+    from prunella.carrying import plan_of as plan_of
     from prunella.certifying import Certificate as Certificate
     from prunella.certifying import certify as certify
     from prunella.costs import count_macs as count_macs
@@ -30,7 +31,6 @@ if _typing.TYPE_CHECKING:
     from prunella.storing import load as load
     from prunella.storing import save as save
     from prunella.tracing import trace as trace
-    from prunella.transforming import plan_of as plan_of
     from prunella.transforming import transform as transform
 
 # Where each name is. They are looked up when first asked for: torch takes seconds to import, which
@@ -58,7 +58,7 @@ _HOMES = {
     "couple": "coupling",
     "load": "storing",
     "mask": "masking",
-    "plan_of": "transforming",
+    "plan_of": "carrying",
     "prune": "pruning",
     "save": "storing",
     "score": "scoring",

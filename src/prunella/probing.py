@@ -77,7 +77,7 @@ def _failure(
     flat = Scores("none", {group.name: np.zeros(group.channels) for group in groups})
     try:
         plan = allocate(groups, flat, dict.fromkeys(names, 0.5))
-        pruned = smaller(model, plan, groups)
+        pruned = smaller(model, plan, groups, (args, dict(kwargs)))
     except NothingToPruneError:
         return None
     except PrunellaError as error:

@@ -9,12 +9,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from prunella.carrying import plan_of
 from prunella.errors import PlanMismatchError, WorkspaceError
 from prunella.files import replacing
 from prunella.masking import check_digest
 from prunella.plan import Plan
 from prunella.structure import tensors
-from prunella.transforming import plan_of, shrink
+from prunella.transforming import shrink
 
 _PLAN, _WEIGHTS, _SUMS = "plan.json", "model.safetensors", "sha256.json"
 

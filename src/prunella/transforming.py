@@ -11,18 +11,19 @@ from torch.nn.modules.conv import _ConvNd
 
 from prunella import certifying
 from prunella.blame import first_line, own_line
+from prunella.capturing import wrong_input
+from prunella.carrying import carry
 from prunella.certifying import Certificate
 from prunella.configuring import reconfigure
 from prunella.errors import ConfigError, TransformError
 from prunella.examples import Arguments, make
 from prunella.masking import check_digest
 from prunella.modes import evaluating
-from prunella.plan import Groups, Plan, compose
+from prunella.plan import Groups, Plan
+from prunella.rewriting import rewritten
 from prunella.slicing import take
 from prunella.structure import canonical_names, tensors
-from prunella.tracing import Inputs, positional, wrong_input
-
-_PLAN = "_prunella_plan"
+from prunella.tracing import Inputs, positional
 
 
 def transform(
@@ -72,19 +73,19 @@ def transform_and_prove(
     `groups`, where they are at hand, spare finding them again.
     """
     check_digest(model, plan)
-    pruned = smaller(model, plan, groups)
+    pruned = smaller(model, plan, groups, (args, kwargs))
     _run(model, pruned, args, kwargs)
     proof = certifying.certify(model, pruned, plan, args, kwargs, groups)
     reconfigure(model, pruned, (args, kwargs))
     return pruned, proof
 
 
-def smaller(model: nn.Module, plan: Plan, groups: Groups | None = None) -> nn.Module:
+def smaller(
+    model: nn.Module, plan: Plan, groups: Groups | None = None, inputs: Arguments | None = None
+) -> nn.Module:
     """Make the pruned model in the form that the plan asks for, without proof."""
     if plan.form == "graph":
-        from prunella.rewriting import rewritten
-
-        return rewritten(model, plan, groups)
+        return rewritten(model, plan, groups, inputs)
     return shrink(model, plan)
 
 
@@ -105,14 +106,8 @@ def shrink(model: nn.Module, plan: Plan) -> nn.Module:
             _set(module, attribute, value)
         _follow_shapes(module)
         _forget(module)
-    known = plan_of(model)
-    setattr(pruned, _PLAN, compose(known, plan) if known else plan)
+    carry(pruned, model, plan)
     return pruned
-
-
-def plan_of(model: nn.Module) -> Plan | None:
-    """Return the plan that led from the original model to this one, None if it was never pruned."""
-    return getattr(model, _PLAN, None)
 
 
 def _replacements(aliases: list[str], old: Tensor, smaller: Tensor) -> list[tuple[str, Tensor]]:

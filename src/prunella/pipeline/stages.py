@@ -11,6 +11,7 @@ from torch import nn
 
 from prunella import sensitivity as analysis
 from prunella.allocating import allocate
+from prunella.carrying import plan_of
 from prunella.errors import PrunellaError
 from prunella.masking import mask
 from prunella.pipeline.context import Context, share_of, weights_digest
@@ -22,7 +23,7 @@ from prunella.scoring import score
 from prunella.sensitivity import Sensitivity
 from prunella.storing import save
 from prunella.tasks import evaluate
-from prunella.transforming import plan_of, transform, transform_and_prove
+from prunella.transforming import transform, transform_and_prove
 from prunella.workspace import Entry, digest
 
 Made = tuple[Mapping[str, Any], tuple[str, ...]]
