@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from prunella.modes import evaluating
 from prunella.structure import tensors
@@ -14,12 +14,16 @@ from prunella.tracing import Inputs, positional
 
 def _more() -> dict[Any, Any]:
     """Return what the framework's counter leaves out: attention on the CPU, rows of experts."""
-    more: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop}
+    more: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
     for library, name in (("aten", "_grouped_mm"), ("transformers", "grouped_mm_fallback")):
         op = getattr(getattr(torch.ops, library), name, None)
         if op is not None:
             more[op] = _grouped
     return more
+
+
+def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
 
 
 def _grouped(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
