@@ -84,11 +84,16 @@ class Needed:
 
 @dataclass(frozen=True)
 class Operand:
-    """A tensor in an element-wise meeting; `fill`: a constant, which takes on any size."""
+    """A tensor in an element-wise meeting.
+
+    `fill`: a constant, which takes on any size. `whole`: dimensions inside rows (heads) that are
+    cut as a whole.
+    """
 
     layers: Layers
     shape: Shape
     fill: bool = False
+    whole: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -130,11 +135,13 @@ class Labels:
         """Return the layers of a tensor; parameters and float buffers are labelled on first use."""
         if ref.name not in self.layers:
             self.layers[ref.name] = self._enter(self.value(ref))
-        return self.layers[ref.name]
+        return tuple(self.tight(layer) for layer in self.layers[ref.name])
 
     def operand(self, ref: Ref) -> Operand:
         """Return a tensor as it takes part in a meeting."""
-        return Operand(self.of(ref), self.shape(ref), ref.name in self.fills)
+        layers = self.of(ref)
+        whole = dims_of(self.layers[ref.name]) - dims_of(layers)
+        return Operand(layers, self.shape(ref), ref.name in self.fills, frozenset(whole))
 
     def fresh(self, n: int) -> Tensor:
         """Make `n` new labels."""
@@ -282,9 +289,9 @@ class Labels:
             if not operand.fill:
                 padded = [pad(a, len(shape)) for a in operand.layers]
                 tight = self._disentangle([self.tight(a) for a in padded])
-                wide = (1,) * (len(shape) - len(operand.shape)) + operand.shape
-                sides.append(Operand(tuple(tight), wide))
-                whole |= dims_of(padded) - dims_of(tight)
+                more = len(shape) - len(operand.shape)
+                sides.append(Operand(tuple(tight), (1,) * more + operand.shape))
+                whole |= dims_of(padded) - dims_of(tight) | {d + more for d in operand.whole}
         while conflict := _plain_side(sides, shape) or _joint_side(sides, whole):
             i, dim = conflict
             why = "is shared by all heads" if dim in whole else reason

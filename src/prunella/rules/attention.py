@@ -39,6 +39,8 @@ def attend(labels: Labels, node: Node) -> Layers:
 def _repeat(part: Factor, heads: int) -> Factor:
     """Repeat key or value heads for the query heads that share them."""
     *batch, found, rows, columns = part.operand.shape
+    if found == 1:
+        return part  # broadcasting does it
     dim = len(batch)
     layers = tuple(
         a.repeat_interleave(heads // found, dim) if varies(a, dim) else a

@@ -98,7 +98,9 @@ def _lay_out(
 
     layers = [a.permute(order).reshape(lay(a.shape)) for a in factor.operand.layers]
     shape = tuple(lay(factor.operand.shape))
-    return Operand(tuple(_whole_rows(labels, node, a, summed) for a in layers), shape)
+    whole = frozenset(letters.index(factor.letters[d]) for d in factor.operand.whole)
+    rows = tuple(_whole_rows(labels, node, a, summed) for a in layers)
+    return Operand(rows, shape, whole=whole)
 
 
 def _whole_rows(labels: Labels, node: Node, layer: Layer, summed: list[int]) -> Layer:
