@@ -543,8 +543,8 @@ class Auxiliary(nn.Module):
         return (out, self.aux(x)) if self.training else out
 
 
-class SizeInCode(nn.Module):
-    """The number of channels is written into `forward` through an attribute of the module."""
+class SizeInAttribute(nn.Module):
+    """The number of channels reaches `forward` through an attribute of the module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -555,6 +555,21 @@ class SizeInCode(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.adaptive_avg_pool2d(F.relu(self.stem(x)), 2)
         return self.fc(x.reshape(-1, self.width * 4))
+
+
+class SizeInCode(nn.Module):
+    """The code insists on a number of channels, where no call of the framework can tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_norm(3, 8)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x)).mean((2, 3))
+        if str(x.shape[1]) != "8":
+            raise ValueError("eight channels are expected")
+        return self.fc(x)
 
 
 class Bilinear(nn.Module):
@@ -603,6 +618,7 @@ ZOO: dict[str, Case] = {
     "auxiliary": Case(Auxiliary),
     "spatial_gate": Case(SpatialGate),
     "softmax_over_channels": Case(SoftmaxOverChannels),
+    "size_in_attribute": Case(SizeInAttribute),
     "size_in_code": Case(SizeInCode),
     "bilinear": Case(Bilinear),
 }

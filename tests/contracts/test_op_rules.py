@@ -198,7 +198,7 @@ def test_channels_stay_with_the_operator_named_or_are_cut_rightly(name: str) -> 
 def test_a_literal_number_of_channels_freezes_them_and_shows_the_line() -> None:
     model, image = build(lambda x: x.reshape(x.shape[0], 2, 4, 6, 6).mean(1))
     with pytest.raises(NothingToPruneError, match=r"x\.reshape\(x\.shape\[0\], 2, 4, 6, 6\)"):
-        prunella.prune(model, image, ratio=0.5)
+        prunella.prune(model, image, ratio=0.5, form="class")
 
 
 def test_an_operator_without_a_rule_freezes_what_it_touches_and_says_so() -> None:

@@ -31,16 +31,16 @@ IMAGE = torch.randn(2, 1, 32, 32)
 
 
 def test_what_the_code_spells_out_is_left_whole_and_the_line_is_named() -> None:
-    result = prunella.prune(LeNet(), IMAGE, ratio=0.5)
+    result = prunella.prune(LeNet(), IMAGE, ratio=0.5, form="class")
     assert [len(result.plan.channels[name]) for name in ("conv1", "fc1")] == [3, 60]
     assert "conv2" not in result.plan.channels
     stuck = next(group for group in result.summary.groups.frozen if group.name == "conv2")
-    assert "test_probing.py" in str(stuck.frozen[0])
+    assert "x.view(-1, 400)" in str(stuck.frozen[0])
     assert prunella.count_macs(result.model, IMAGE) == result.plan.after.macs
 
 
 def test_a_budget_is_met_by_the_others() -> None:
-    result = prunella.prune(LeNet(), IMAGE, params=0.3)
+    result = prunella.prune(LeNet(), IMAGE, params=0.3, form="class")
     assert prunella.count_params(result.model) <= 0.3 * prunella.count_params(LeNet())
     assert result.model.conv2.out_channels == 16
 
@@ -61,5 +61,29 @@ def test_nothing_left_is_an_error_with_the_line() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.conv(x).mean((2, 3)).view(2, 4))
 
-    with pytest.raises(NothingToPruneError, match=r"does not run with fewer channels at .*view"):
-        prunella.prune(Fixed(), IMAGE, ratio=0.5)
+    with pytest.raises(NothingToPruneError, match=r"written into the code at .*view\(2, 4\)"):
+        prunella.prune(Fixed(), IMAGE, ratio=0.5, form="class")
+
+
+def test_where_the_code_holds_back_much_the_graph_comes_back() -> None:
+    result = prunella.prune(LeNet(), IMAGE, ratio=0.5)
+    assert result.form == "graph"
+    assert [len(result.plan.channels[name]) for name in ("conv1", "conv2", "fc1")] == [3, 8, 60]
+    assert "the captured graph, rewritten" in str(result.summary)
+    assert prunella.count_macs(result.model, IMAGE) == result.plan.after.macs
+
+
+def test_the_class_comes_back_where_an_attribute_says_the_size() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.width = 4
+            self.conv = nn.Conv2d(1, 4, 3)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv(x).mean((2, 3)).view(-1, self.width))
+
+    result = prunella.prune(Named(), IMAGE, ratio=0.5)
+    assert type(result.model) is Named
+    assert result.model.width == 2
