@@ -45,7 +45,7 @@ _KINDS: dict[InputKind, Kind] = {
     InputKind.CONSTANT_TENSOR: "constant",
     InputKind.USER_INPUT: "input",
 }
-_PREFIX = "model."  # what `_Flat` puts before every name
+PREFIX = "model."  # what `_Flat` puts before every name
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _export(flat: _Flat, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captu
     given: list[Any] = []
     for spec in program.graph_signature.input_specs:
         kind, name = _KINDS.get(spec.kind, "constant"), spec.arg.name
-        target = (spec.target or name).removeprefix(_PREFIX)
+        target = (spec.target or name).removeprefix(PREFIX)
         value = program.constants.get(spec.target or "")
         if kind == "input":
             is_plain = isinstance(spec.arg, ConstantArgument)
@@ -199,7 +199,7 @@ def _record(flat: _Flat, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captu
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
 
     def run(own: list[Tensor], given: list[Tensor]) -> tuple[Tensor, ...]:
-        state = {_PREFIX + name: tensor for name, tensor in zip(named, own, strict=True)}
+        state = {PREFIX + name: tensor for name, tensor in zip(named, own, strict=True)}
         args, kwargs = _filled(leaves, places, given, structure)
         with _stacking(flat):
             made: tuple[Tensor, ...] = torch.func.functional_call(flat, state, args, kwargs)
@@ -337,6 +337,9 @@ def wrong_input(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> TraceError | None:
     """Run the model itself; return the error to raise where it does not take these inputs."""
+    given = [*tensors(model).values(), *tensors_in((args, dict(kwargs)))]
+    if len({tensor.is_meta for tensor in given}) > 1:
+        return None  # some operators crash where only some tensors have memory
     try:
         with evaluating(model), _untouched(model), torch.no_grad():
             model(*args, **kwargs)

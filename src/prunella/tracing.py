@@ -1,39 +1,31 @@
-"""Capture a model as a `Graph`: the only file that knows how the framework traces."""
+"""Read what was captured of a model as a `Graph`."""
 
 import logging
 import operator
 import re
-from collections.abc import Callable, Mapping
-from itertools import count
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, InputSpec
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
-from prunella.blame import first_line, own_line
-from prunella.containers import emptied, renamed
+from prunella.blame import first_line
+from prunella.capturing import PREFIX, Captured, Source, capture
+from prunella.containers import renamed
 from prunella.errors import ConfigError, TraceError
 from prunella.examples import describe
 from prunella.graph import Calc, Dim, Graph, Kind, Node, Ref, Size, Value, refs
+from prunella.inlining import operator_name
 from prunella.modes import evaluating
-from prunella.outputs import tensors_in
 from prunella.provenance import line_of, name_while_capturing, noted, observing
 from prunella.structure import canonical_names, digest_of
 
 log = logging.getLogger("prunella")
 
 Inputs = Tensor | tuple[Any, ...]
-
-_KINDS: dict[InputKind, Kind] = {
-    InputKind.PARAMETER: "parameter",
-    InputKind.BUFFER: "buffer",
-    InputKind.CONSTANT_TENSOR: "constant",
-    InputKind.USER_INPUT: "input",
-}
 
 
 def positional(example_inputs: Inputs) -> tuple[Any, ...]:
@@ -74,16 +66,11 @@ def trace(
     """
     args, kwargs = positional(example_inputs), dict(example_kwargs or {})
     reader = _Reader(canonical_names(model))
-    shells: list[Any] = []
     with evaluating(model), torch.no_grad():
         model.train(training)
-        try:
-            flat = _Flat(model, reader.observed(), shells.append)
-            program = torch.export.export(flat, args, kwargs, strict=False)
-        except Exception as error:
-            raise explain(model, args, kwargs, error) from error
-        reader.read(program, training=False)
-        takes, returns = reader.takes(program, (args, kwargs)), reader.returns(shells[-1])
+        captured = capture(model, args, kwargs, reader.observing)
+        reader.read(captured, training=False)
+        takes, returns = reader.takes(captured), reader.returns(captured)
         if not training and reader.unused(model):
             _read_training(reader, model, args, kwargs)
     return Graph(
@@ -100,6 +87,7 @@ def trace(
         equal=tuple(reader.equal),
         takes=takes,
         returns=returns,
+        recorded=captured.recorded,
     )
 
 
@@ -115,8 +103,8 @@ def _read_training(
         if isinstance(module, _BatchNorm):
             module.eval()
     try:
-        program = torch.export.export(_Flat(model, reader.observed()), args, kwargs, strict=False)
-    except Exception as error:  # noqa: BLE001 - whatever the model's own code raises
+        captured = capture(model, args, kwargs, reader.observing)
+    except TraceError as error:
         log.warning(
             "%s are not used in evaluation mode, and the training mode could not be captured (%s): "
             "finetuning the pruned model may fail there",
@@ -124,70 +112,9 @@ def _read_training(
             first_line(error),
         )
     else:
-        reader.read(program, training=True)
+        reader.read(captured, training=True)
     finally:
         model.eval()
-
-
-class _Flat(nn.Module):
-    """Returns the tensors of a model's output as a tuple, whatever it returns."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        equal: list[tuple[Size, Size]],
-        note: Callable[[Any], None] = lambda _: None,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self._equal = equal
-        self.note = note
-
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-        with observing(self.model, self._equal):
-            output = self.model(*args, **kwargs)
-        self.note(emptied(output, map(str, count())))
-        return tuple(tensors_in(output))
-
-
-_CHECKS = {"aten._assert_tensor_metadata.default"}
-_PREFIX = "model."  # what `_Flat` puts before every name
-
-
-def explain(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception
-) -> TraceError:
-    """Tell a wrong input from a model that runs but cannot be captured."""
-    wrong = wrong_input(model, args, kwargs)
-    return wrong or TraceError(
-        f"`{type(model).__name__}` runs on the example inputs but could not be captured"
-        f"{own_line(error)}: {type(error).__name__}: {first_line(error)}. Control flow that "
-        "depends on tensor values (`if x.sum() > 0`, `.item()`, `.tolist()`) is the usual reason: "
-        "move it out of `forward`, or prune the submodule before it"
-    )
-
-
-def wrong_input(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> TraceError | None:
-    """Run the model itself; return the error to raise where it does not take these inputs."""
-    try:
-        with evaluating(model), torch.no_grad():
-            model(*args, **kwargs)
-    except Exception as error:  # noqa: BLE001 - whatever the model's own code raises
-        shapes = ", ".join(_describe(a) for a in (*args, *kwargs.values()))
-        return TraceError(
-            f"`{type(model).__name__}` does not run on the example inputs ({shapes})"
-            f"{own_line(error)}: {type(error).__name__}: {first_line(error)}. Pass inputs that "
-            "`model(*example_inputs, **example_kwargs)` accepts"
-        )
-    return None
-
-
-def _describe(value: Any) -> str:
-    return (
-        f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-    )
 
 
 class _Reader:
@@ -206,55 +133,50 @@ class _Reader:
         self._names: dict[str, str] = {}
         self._returned: list[str] = []
 
-    def read(self, program: ExportedProgram, *, training: bool) -> None:
-        """Add what a program computes."""
-        specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    def observing(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Note the origins of numbers, and which the code compared, during the next capture."""
+        self._pairs = []
+        return observing(model, self._pairs)
+
+    def read(self, captured: Captured, *, training: bool) -> None:
+        """Add what was captured."""
         prefix = "training " if training else ""
         names: dict[str, str] = {}  # node name -> value name
-        captured: dict[str, str] = {}  # name while capturing -> value name
-        for node in program.graph.nodes:
+        before: dict[str, str] = {}  # name while capturing -> value name
+        for node in captured.graph.nodes:
             if node.op == "placeholder":
-                spec = specs[node.name]
-                names[node.name] = self._enter(node, spec)
-                if spec.kind is InputKind.CONSTANT_TENSOR:
-                    held = program.constants[spec.target or ""]
-                    self.constants.setdefault(names[node.name], held.detach())
+                names[node.name] = self._enter(node, captured.sources[node.name], prefix)
+                if node.name in captured.constants:
+                    value = captured.constants[node.name].detach()
+                    self.constants.setdefault(names[node.name], value)
             elif node.op == "output":
                 found = [ref.name for ref in refs(_convert(node.args, names))]
                 if not training:
                     self._names, self._returned = names, found
                 self.outputs += [name for name in found if name in self.values]
-            elif node.op == "call_function" and node.target is operator.getitem:
+            elif node.target is operator.getitem:
                 names[node.name] = _output_name(names[node.args[0].name], node.args[1])
-            elif node.op == "call_function" and str(node.target) not in _CHECKS:
+            else:
                 names[node.name] = prefix + node.name
-                self._call(node, names, captured, training=training)
+                self._call(node, names, before, training=training)
             if node.name in names:
-                captured[name_while_capturing(node)] = names[node.name]
+                before[name_while_capturing(node)] = names[node.name]
         for pair in dict.fromkeys(self._pairs):
-            left, right = (_renamed(size, captured) for size in pair)
+            left, right = (_renamed(size, before) for size in pair)
             if left is not None and right is not None:
                 self.equal.append((left, right))
 
-    def takes(self, program: ExportedProgram, inputs: Any) -> Any:
+    def takes(self, captured: Captured) -> Any:
         """Put the names of the inputs in the tensors' places among the user's arguments."""
-        leaves, structure = pytree.tree_flatten(inputs)
-        specs = program.graph_signature.input_specs
-        places = [spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT]
-        named = [
-            Ref(self._names[place]) if isinstance(leaf, Tensor) else leaf
-            for place, leaf in zip(places, leaves, strict=True)
-        ]
-        return pytree.tree_unflatten(named, structure)
 
-    def returns(self, template: Any) -> Any:
+        def named(leaf: Any) -> Any:
+            return Ref(self._names[leaf.name]) if isinstance(leaf, Ref) else leaf
+
+        return pytree.tree_map(named, captured.takes)
+
+    def returns(self, captured: Captured) -> Any:
         """Put the names of the outputs in the tensors' places in what the model returned."""
-        return renamed(template, {str(i): name for i, name in enumerate(self._returned)})
-
-    def observed(self) -> list[tuple[Size, Size]]:
-        """Return a fresh list for the comparisons of the next capture."""
-        self._pairs = []
-        return self._pairs
+        return renamed(captured.returns, {str(i): name for i, name in enumerate(self._returned)})
 
     def unused(self, model: nn.Module) -> tuple[str, ...]:
         """List the parameters that no node uses."""
@@ -266,15 +188,15 @@ class _Reader:
         }
         return tuple(name for name, _ in model.named_parameters() if name not in used)
 
-    def _enter(self, node: fx.Node, spec: InputSpec) -> str:
-        kind = _KINDS.get(spec.kind, "constant")
-        target = (spec.target or "").removeprefix(_PREFIX)
-        source = self._canonical.get(target, target or node.name)
-        name = self._by_source.setdefault(f"{kind} {source}", node.name)
+    def _enter(self, node: fx.Node, source: Source, prefix: str) -> str:
+        user_name = self._canonical.get(source.name, source.name)
+        if source.kind == "constant":  # another capture numbers its constants anew
+            user_name = prefix + user_name
+        name = self._by_source.setdefault(f"{source.kind} {user_name}", prefix + node.name)
         tensor = node.meta.get("val")
         if isinstance(tensor, Tensor) and name not in self.values:
-            self.values[name] = _value(name, tensor, kind, source)
-            if kind == "input":
+            self.values[name] = _value(name, tensor, source.kind, user_name)
+            if source.kind == "input":
                 self.inputs.append(name)
         return name
 
@@ -282,7 +204,7 @@ class _Reader:
         self,
         node: fx.Node,
         names: Mapping[str, str],
-        captured: Mapping[str, str],
+        before: Mapping[str, str],
         *,
         training: bool,
     ) -> None:
@@ -290,11 +212,11 @@ class _Reader:
         for name, tensor in made.items():
             self.values[name] = _value(name, tensor, "activation", name)
         module, module_type = _module(node)
-        sizes = {path: _renamed(size, captured) for path, size in noted(node).items()}
+        sizes = {path: _renamed(size, before) for path, size in noted(node).items()}
         self.nodes.append(
             Node(
                 name=names[node.name],
-                op=str(node.target),
+                op=operator_name(node.target),
                 args=_convert(node.args, names),
                 kwargs=_convert(node.kwargs, names),
                 outputs=tuple(made),
@@ -322,6 +244,9 @@ def _value(name: str, tensor: Tensor, kind: Kind, source: str) -> Value:
     return Value(name, tuple(int(n) for n in tensor.shape), tensor.dtype, kind, source)
 
 
+_SCALARS = {torch.SymInt: torch.int64, torch.SymFloat: torch.float64, torch.SymBool: torch.bool}
+
+
 def _output_name(producer: str, index: int) -> str:
     return f"{producer}#{index}"
 
@@ -330,6 +255,8 @@ def _outputs(node: fx.Node, called: str) -> dict[str, Tensor]:
     made = node.meta.get("val")
     if isinstance(made, Tensor):
         return {called: made}
+    if type(made) in _SCALARS:  # read from a tensor: as good as a tensor of one element
+        return {called: torch.empty((), dtype=_SCALARS[type(made)], device="meta")}
     if isinstance(made, tuple | list):
         return {
             _output_name(called, i): item for i, item in enumerate(made) if isinstance(item, Tensor)
@@ -345,7 +272,7 @@ def _module(node: fx.Node) -> tuple[str, str]:
     path, kind = stack[-1]
     kind_name = kind if isinstance(kind, str) else kind.__name__
     path = re.sub(r"@\d+", "", path)  # "conv@1": a second call
-    return f"{path}.".removeprefix(_PREFIX).removesuffix("."), kind_name.rsplit(".", 1)[-1]
+    return f"{path}.".removeprefix(PREFIX).removesuffix("."), kind_name.rsplit(".", 1)[-1]
 
 
 def _convert(value: Any, names: Mapping[str, str]) -> Any:
