@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from prunella.coupling import couple
 from prunella.errors import CertificateError
@@ -20,7 +21,7 @@ from prunella.plan import Groups, Plan
 from prunella.precision import AtLeast
 from prunella.replaying import Step, bind, fits, keeping, replay, run_node
 from prunella.resizing import Resized, mask_from, resized
-from prunella.slicing import take, zero_removed
+from prunella.slicing import take
 from prunella.structure import tensors
 from prunella.tracing import trace
 
@@ -134,33 +135,41 @@ def _kept(model: nn.Module, plan: Plan, inputs: Inputs, groups: Groups | None) -
 
 
 def _compare(case: _Case, dtype: torch.dtype) -> Certificate:
+    run, tolerance = _masked_run(case, dtype), _TOLERANCES[dtype]
+    errors = [_error_on(case, run, case.inputs, dtype, perturbed=False)]
+    example = case.kept.flow.groups.graph.example if case.kept else case.plan.example
+    if example is not None:
+        inputs = make(example, 1, _device(case.model))
+        errors.append(_error_on(case, run, inputs, dtype, perturbed=True))
+    return Certificate(max(errors), tolerance, str(dtype).removeprefix("torch."), len(errors))
+
+
+def _error_on(
+    case: _Case, run: Run, inputs: Inputs, dtype: torch.dtype, *, perturbed: bool
+) -> float:
+    """Compare once, on fresh copies: a model may have remembered what it computed before."""
     masked, small = (copy.deepcopy(m).to(dtype) for m in (case.model, case.pruned))
-    with evaluating(masked), evaluating(small), torch.no_grad(), AtLeast(dtype):
-        inputs = _cast(case.inputs, dtype)
-        run = _masked_run(case.kept, masked, inputs, _TOLERANCES[dtype])
-        apply_mask(masked, case.plan)
-        errors = [_error(_outputs(run, masked, inputs), _outputs(_own, small, inputs))]
-        example = case.kept.flow.groups.graph.example if case.kept else case.plan.example
-        if example is not None:
-            _perturb(case.model, masked, small, case.plan, dtype)
-            inputs = _cast(make(example, 1, _device(case.model)), dtype)
-            errors.append(_error(_outputs(run, masked, inputs), _outputs(_own, small, inputs)))
-    name = str(dtype).removeprefix("torch.")
-    return Certificate(max(errors), _TOLERANCES[dtype], name, len(errors))
+    if perturbed:
+        _perturb(case.model, masked, small, case.plan, dtype)
+    apply_mask(masked, case.plan)
+    wanted = _outputs(run, masked, inputs, dtype)
+    return _error(wanted, _outputs(_own, small, inputs, dtype))
 
 
-def _masked_run(kept: Resized | None, dense: nn.Module, inputs: Inputs, tolerance: float) -> Run:
-    """Choose how the masked model is computed, given the model while nothing is masked yet."""
+def _masked_run(case: _Case, dtype: torch.dtype) -> Run:
+    """Choose how the masked model is computed."""
+    kept = case.kept
     if kept is None:
         return _own
     graph = kept.flow.groups.graph
     if not graph.recorded:
-        wanted = _outputs(_own, dense, inputs)
+        dense = copy.deepcopy(case.model).to(dtype)
+        wanted = _outputs(_own, dense, case.inputs, dtype)
         try:
-            replayed = _outputs(_replayed(graph), dense, inputs)
+            found = _outputs(_replayed(graph), dense, case.inputs, dtype)
         except (AttributeError, RuntimeError):  # an operator that cannot be called by itself
-            replayed = []
-        if _error(wanted, replayed) <= tolerance:
+            found = []
+        if _error(wanted, found) <= _TOLERANCES[dtype]:
             return _replayed(graph, keeping(kept))
 
     def patched(model: nn.Module, inputs: Inputs) -> list[Tensor]:
@@ -181,17 +190,20 @@ def _replayed(graph: Graph, step: Step = run_node) -> Run:
     return run
 
 
-def _outputs(run: Run, model: nn.Module, inputs: Inputs) -> list[Tensor]:
+def _outputs(run: Run, model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
     cuda = {t.device.index for t in tensors(model).values() if t.device.type == "cuda"}
+    inputs = _cast(copy.deepcopy(inputs), dtype)
     with torch.random.fork_rng(devices=sorted(cuda)):  # the caller's random numbers go on as before
         torch.manual_seed(0)  # functional dropout and the like draw the same numbers
-        return run(model, copy.deepcopy(inputs))
+        with evaluating(model), torch.no_grad(), AtLeast(dtype):
+            return run(model, inputs)
 
 
 def _device(model: nn.Module) -> torch.device:
     return next((t.device for t in tensors(model).values()), torch.device("cpu"))
 
 
+@torch.no_grad()
 def _perturb(
     model: nn.Module, masked: nn.Module, small: nn.Module, plan: Plan, dtype: torch.dtype
 ) -> None:
@@ -210,7 +222,6 @@ def _perturb(
                 tensor = tensor + 0.02 * noise
             sliced[name].copy_(take(tensor, plan.kept.get(name, {})))
             wide[name].copy_(tensor)
-            zero_removed(wide[name], plan.kept.get(name, {}))
 
 
 def _error(wanted: list[Tensor], found: list[Tensor]) -> float:
@@ -238,11 +249,10 @@ def _real(tensor: Tensor) -> Tensor:
     return torch.where(tensor.abs() > _HUGE, tensor.sign() * float("inf"), tensor)
 
 
-def _cast(inputs: Any, dtype: torch.dtype) -> Any:
-    if isinstance(inputs, Tensor):
-        return inputs.to(dtype) if inputs.is_floating_point() else inputs
-    if isinstance(inputs, tuple | list):
-        return type(inputs)(_cast(item, dtype) for item in inputs)
-    if isinstance(inputs, dict):
-        return {key: _cast(value, dtype) for key, value in inputs.items()}
-    return inputs
+def _cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    def cast(item: Any) -> Any:
+        real = isinstance(item, Tensor) and item.is_floating_point()
+        return item.to(dtype) if real else item
+
+    found: Inputs = pytree.tree_map(cast, inputs)
+    return found

@@ -1,12 +1,11 @@
 """Compute everything in one precision, whatever precision the model's own code asks for."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 _RAISED = {
     torch.float64: {
@@ -50,17 +49,25 @@ class AtLeast(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run an operator with all its arguments raised."""
-        writes = func._schema.is_mutable
-        args, kwargs = tree_map(lambda item: self._raise(item, writes), (args, kwargs or {}))
-        result = func(*args, **kwargs)
-        # What is written in place, or views what is, must stay the same memory.
-        return result if writes else tree_map(lambda item: self._raise(item, writes), result)
+        if func._schema.is_mutable:  # what is written to must stay the same memory
+            return func(*self._numbers(args), **self._numbers(kwargs or {}))
+        return self._raise(func(*self._raise(args), **self._raise(kwargs or {})))
 
-    def _raise(self, item: Any, writes: bool) -> Any:
+    def _raise(self, item: Any) -> Any:
         if isinstance(item, Tensor):
-            return item if writes else item.to(self._raised.get(item.dtype, item.dtype))
-        if isinstance(item, torch.dtype):
-            return self._raised.get(item, item)
+            raised = self._raised.get(item.dtype)
+            return item if raised is None else item.to(raised)
+        return self._numbers(item, self._raise)
+
+    def _numbers(self, item: Any, inner: Callable[[Any], Any] | None = None) -> Any:
+        """Raise what is no tensor."""
+        inner = inner or self._numbers
         if isinstance(item, float):
             return self._limits.get(item, item)
+        if isinstance(item, torch.dtype):
+            return self._raised.get(item, item)
+        if isinstance(item, tuple | list):
+            return type(item)(map(inner, item))
+        if isinstance(item, dict):
+            return {key: inner(value) for key, value in item.items()}
         return item

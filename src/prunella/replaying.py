@@ -28,26 +28,33 @@ Step = Callable[[Node, Values], list[Tensor]]
 
 def bind(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
     """Name the tensors among a user's arguments as the graph names its inputs."""
-    given: Any = (tuple(args), dict(kwargs))
-    if graph.takes is not None:
-        wanted = graph.takes[1]
-        given = (given[0], {key: kwargs[key] for key in wanted if key in kwargs})
-        pairs = zip(pytree.tree_leaves(graph.takes), pytree.tree_leaves(given), strict=True)
-        return {ref.name: leaf for ref, leaf in pairs if isinstance(ref, Ref)}
-    found = [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor)]
-    return dict(zip(graph.inputs, found, strict=True))
+    return {known.name: given for known, given in _pairs(graph, args, kwargs) if _is_ref(known)}
 
 
 def fits(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Say whether the graph was captured on arguments of this form and these shapes."""
+    """Say whether the graph was captured on such arguments: the same but for tensors' elements."""
     try:
-        found = bind(graph, args, kwargs)
+        pairs = _pairs(graph, args, kwargs)
     except ValueError:
         return False
     return all(
-        isinstance(tensor, Tensor) and tuple(tensor.shape) == graph.values[name].shape
-        for name, tensor in found.items()
+        isinstance(given, Tensor) and tuple(given.shape) == graph.values[known.name].shape
+        if _is_ref(known)
+        else not isinstance(given, Tensor) and bool(known == given)
+        for known, given in pairs
     )
+
+
+def _pairs(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    """Pair what the graph was captured on with what is given, part by part."""
+    known = pytree.tree_leaves(graph.takes)
+    order = [key for key in graph.takes[1] if key in kwargs]
+    given = (tuple(args), {key: kwargs[key] for key in [*order, *(kwargs.keys() - set(order))]})
+    return list(zip(known, pytree.tree_leaves(given), strict=True))
+
+
+def _is_ref(item: Any) -> bool:
+    return isinstance(item, Ref)
 
 
 def replay(graph: Graph, tensors: Values, inputs: Values, step: Step) -> list[Tensor]:

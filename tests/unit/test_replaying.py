@@ -34,8 +34,8 @@ class Odd(nn.Module):
         x = self.tied(self.linear(x)) * torch.tensor([1.0, 2.0, 3.0, 0.1]) + self.held
         x[:, 0] = 1
         x[:, 1:3].mul_(times)
+        x[:, 2:].relu_()
         left, right = x.chunk(2, 1)
-        right.relu_()
         x = x.masked_fill(mask, torch.finfo(x.dtype).min)
         if extra is not None:
             x = x + extra[0] @ extra[1]
@@ -139,12 +139,13 @@ def test_arguments_are_bound_by_name_whatever_their_order() -> None:
     model = Odd().eval()
     x = torch.randn(2, 4)
     graph = trace(model, (x, 3), {"mask": MASK, "extra": EXTRA})
-    found = bind(graph, (x, 3), {"mask": MASK, "extra": EXTRA})
+    found = bind(graph, (x, 3), {"extra": EXTRA, "mask": MASK})
     assert [found[name] is t for name, t in zip(graph.inputs, (x, MASK, *EXTRA), strict=True)]
     assert fits(graph, (x, 3), {"mask": MASK, "extra": EXTRA})
     assert not fits(graph, (torch.randn(3, 4), 3), {"mask": MASK, "extra": EXTRA})
     assert not fits(graph, (x, 3), {"mask": MASK})
     assert not fits(graph, (x, x), {"mask": MASK, "extra": EXTRA})
+    assert not fits(graph, (x, 4), {"mask": MASK, "extra": EXTRA})
 
 
 ROWS = torch.tensor([[1, 0, 1, 0], [0, 1, 1, 0], [1, 1, 0, 0]], dtype=torch.bool)
