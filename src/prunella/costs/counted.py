@@ -1,6 +1,7 @@
 """Count the costs of a model by running it once under the framework's own counter."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,23 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from prunella.modes import evaluating
 from prunella.structure import tensors
 from prunella.tracing import Inputs, positional
+
+
+class _Untracked(nullcontext[None]):
+    """Stands in for the counter's module tracker, which fails on views of parameters."""
+
+    parents = frozenset({"Global"})
+
+
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """Keep torch's attention from calling one operator that hides its products."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _more() -> dict[Any, Any]:
@@ -46,11 +64,9 @@ def count_macs(
         example_kwargs: Keyword arguments.
     """
     args, kwargs = positional(example_inputs), dict(example_kwargs or {})
-    with (
-        evaluating(model),
-        torch.no_grad(),
-        FlopCounterMode(display=False, custom_mapping=_more()) as counter,
-    ):
+    counter = FlopCounterMode(display=False, custom_mapping=_more())
+    counter.mod_tracker = _Untracked()  # type: ignore[assignment]
+    with evaluating(model), torch.no_grad(), _without_fast_path(), counter:
         model(*args, **kwargs)
     firsts = {a.shape[0] for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.ndim}
     samples = firsts.pop() if len(firsts) == 1 else 1
