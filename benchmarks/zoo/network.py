@@ -30,7 +30,7 @@ class Network:
 
 
 def tensors(*shapes: tuple[int, ...], **options: Any) -> Draw:
-    """Return a draw of normal tensors of these shapes (without samples); `options` are passed on."""
+    """Return a draw of normal tensors, shapes without samples; `options` are passed on."""
 
     def draw(samples: int) -> Arguments:
         return tuple(torch.randn(samples, *shape) for shape in shapes), dict(options)
