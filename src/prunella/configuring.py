@@ -35,8 +35,7 @@ Key = tuple[str, int | str]
 Place = tuple[str | int, ...]
 """Where a number stands in a config's dict: ("vision_config", "hidden_size")."""
 
-_TRIES = 4  # one is enough where sizes are products of the config's numbers; sums need more
-_HINT = 1e-4  # weight of attributes that did not change: they only settle what shapes leave open
+_TRIES = 24  # configs built at most; one is enough where shapes settle everything, as products
 _SLACK = 0.02  # in powers of two: sizes that are rounded (`int(8 / 3 * n)`) do not grow exactly
 _TOLERANCE = 1e-3  # relative; a config that computes something else is off by far more
 
@@ -59,7 +58,7 @@ def reconfigure(
     Returns:
         None where all configs fit, else why one does not, in one sentence.
     """
-    paths = list(_configured(model))
+    paths = list(_configured(pruned))
     calls = _calls(pruned, paths, example) if paths and example else {}
     reasons = []
     for path in paths:
@@ -115,20 +114,20 @@ def _refit(model: Any, pruned: Any, call: "_Call | None") -> str | None:
     if _agrees(dense, goal):
         return None
     found, reason = _solve(blueprint, written, goal)
-    if found is None:
+    if not found:
         stated = _state(blueprint, written, dense, goal)
-        if stated != written:
-            found, reason = _solve(blueprint, stated, goal)
-    if found is None:
-        return reason
-    found = _derive(blueprint, written, found)
-    rebuilt = blueprint.with_tensors_of(pruned, found)
-    if rebuilt is None:
-        return f"the model described by the new config does not load ({blueprint.failure})"
-    if call is not None and (difference := call.difference(rebuilt)):
-        return difference
-    _write(pruned, rebuilt)
-    return None
+        found, reason = _solve(blueprint, stated, goal) if stated != written else (found, reason)
+    for numbers in found:
+        derived = _derive(blueprint, written, numbers)
+        rebuilt = blueprint.with_tensors_of(pruned, derived)
+        if rebuilt is None:
+            reason = f"the model that fits does not load ({blueprint.failure})"
+        elif call is not None and (difference := call.difference(rebuilt)):
+            reason = difference
+        else:
+            _write(pruned, rebuilt)
+            return None
+    return reason
 
 
 # -- what a class and a config make
@@ -265,30 +264,39 @@ def _agrees(found: _Sizes, goal: _Goal) -> bool:
 
 def _solve(
     blueprint: _Blueprint, written: dict[str, Any], goal: _Goal
-) -> tuple[dict[str, Any] | None, str]:
-    """Find values for a config's numbers that give the goal's sizes; or say what is in the way."""
+) -> tuple[list[dict[str, Any]], str]:
+    """Find values for a config's numbers that give the goal's sizes; or say what is in the way.
+
+    Returns the likeliest first: shapes may leave something open (the number of heads).
+    """
     places = [place for place, value in _leaves(written) if _is_count(value)]
-    for _ in range(_TRIES):
-        here = blueprint.sizes(written)
+    found: list[dict[str, Any]] = []
+    reason = ""
+    waiting, seen = [written], [written]
+    while waiting:
+        tried = waiting.pop(0)
+        here = blueprint.sizes(tried)
         if here is None:
-            return None, f"its class does not take the sizes that are left ({blueprint.failure})"
-        if _agrees(here, goal):
-            return written, ""
-        if here.shapes.keys() != goal.shapes.keys():
-            return None, "its tensors have other names than those of a new model"
-        powers = _powers(blueprint, written, here, places)
-        places = list(powers)
-        rows = _rows(here, goal, powers)
-        if conflict := _conflict(rows, places, here, goal):
-            return None, conflict
-        steps = _least_squares(rows, len(places))
-        moved = copy.deepcopy(written)
-        for place, step in zip(places, steps, strict=True):
-            _put(moved, place, max(1, round(_get(written, place) * 2.0**step)))
-        if moved == written:
-            break
-        written = moved
-    return None, "no values of its config's numbers give the shapes that are left"
+            reason = reason or f"its class does not take the sizes left ({blueprint.failure})"
+        elif _agrees(here, goal):
+            found.append(tried)
+        elif here.shapes.keys() != goal.shapes.keys():
+            reason = "its tensors have other names than those of a new model"
+        else:
+            powers = _powers(blueprint, tried, here, places)
+            places = list(powers)
+            rows = _rows(here, goal, powers)
+            if conflict := _conflict(rows, places, here, goal):
+                reason = conflict
+                continue
+            for steps in _steps(rows, len(places)):
+                moved = copy.deepcopy(tried)
+                for place, step in zip(places, steps, strict=True):
+                    _put(moved, place, max(1, round(_get(tried, place) * 2.0**step)))
+                if moved not in seen and len(seen) < _TRIES:
+                    waiting.append(moved)
+                    seen.append(moved)
+    return found, reason or "no values of its config's numbers give the shapes that are left"
 
 
 def _powers(
@@ -323,24 +331,24 @@ class _Row:
 
     powers: tuple[float, ...]
     change: float
-    weight: float
+    hint: bool
     key: Key
 
 
 def _rows(here: _Sizes, goal: _Goal, powers: Mapping[Place, Mapping[Key, float]]) -> list[_Row]:
     """Write one equation for each size, equal ones once."""
     rows: dict[tuple[Any, ...], _Row] = {}
-    for wanted, found, weight in (
-        (goal.shapes, here.shapes, 1.0),
-        (goal.attributes, here.attributes, 1.0),
-        (goal.hints, here.attributes, _HINT),
+    for wanted, found, hint in (
+        (goal.shapes, here.shapes, False),
+        (goal.attributes, here.attributes, False),
+        (goal.hints, here.attributes, True),
     ):
         for key, size in wanted.items():
             now = found.get(key, 0)
             if now > 0 and size > 0:
                 exponents = tuple(found_powers.get(key, 0.0) for found_powers in powers.values())
-                row = _Row(exponents, math.log2(size / now), weight, key)
-                rows.setdefault((exponents, row.change, weight), row)
+                row = _Row(exponents, math.log2(size / now), hint, key)
+                rows.setdefault((exponents, row.change, hint), row)
     return list(rows.values())
 
 
@@ -348,7 +356,7 @@ def _conflict(rows: list[_Row], places: list[Place], here: _Sizes, goal: _Goal) 
     """Say which two sizes must change differently though the config sets both alike."""
     alike: dict[tuple[float, ...], list[_Row]] = defaultdict(list)
     for row in rows:
-        if row.weight == 1.0:
+        if not row.hint:
             alike[row.powers].append(row)
     wanted, now = ({**s.attributes, **s.shapes} for s in (goal, here))
     for powers, found in alike.items():
@@ -362,12 +370,33 @@ def _conflict(rows: list[_Row], places: list[Place], here: _Sizes, goal: _Goal) 
     return ""
 
 
-def _least_squares(rows: list[_Row], count: int) -> list[float]:
-    matrix = np.array([row.powers for row in rows]).reshape(len(rows), count)
-    weights = np.array([row.weight for row in rows])
-    changes = np.array([row.change for row in rows])
-    solution = np.linalg.lstsq(matrix * weights[:, None], changes * weights, rcond=1e-9)[0]
-    return [float(step) for step in solution]
+def _steps(rows: list[_Row], count: int) -> Iterator[list[float]]:
+    """Solve the equations; what shapes leave open is settled by hints, each of them first in turn.
+
+    Hints contradict one another where nobody updated an attribute. Those that depend on several
+    numbers come first: heads that are left keep their size, whatever their remembered number.
+    """
+    firm = [row for row in rows if not row.hint]
+    hints = [row for row in rows if row.hint and any(row.powers)]
+    hints.sort(key=lambda row: -sum(power != 0 for power in row.powers))
+    for i in range(max(1, len(hints))):
+        chosen = list(firm)
+        rank = _rank(chosen, count)
+        for row in [*hints[i:], *hints[:i]]:
+            more = _rank([*chosen, row], count)
+            if more > rank:
+                chosen, rank = [*chosen, row], more
+        changes = np.array([row.change for row in chosen])
+        solution = np.linalg.lstsq(_matrix(chosen, count), changes, rcond=1e-9)[0]
+        yield [float(step) for step in solution]
+
+
+def _matrix(rows: list[_Row], count: int) -> np.ndarray:
+    return np.array([row.powers for row in rows]).reshape(len(rows), count)
+
+
+def _rank(rows: list[_Row], count: int) -> int:
+    return int(np.linalg.matrix_rank(_matrix(rows, count), tol=1e-6)) if rows and count else 0
 
 
 def _state(
