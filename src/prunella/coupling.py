@@ -3,8 +3,9 @@
 import fnmatch
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -117,35 +118,89 @@ def _prefixes(name: str) -> set[str]:
 
 @dataclass(frozen=True, eq=False)
 class _Units:
-    """Components that own positions, each with its positions on all axes."""
+    """Components that own positions, in the order of their first positions.
+
+    Unit `u` is `components[u]`; its positions on all axes, in order, are the `sizes[u]` entries of
+    `axis` (index of the axis) and `position` from `starts[u]` on.
+    """
 
     axes: tuple[Axis, ...]
-    positions: dict[int, np.ndarray]  # component -> [n, 2] of (axis index, position), sorted
+    components: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
+    axis: np.ndarray
+    position: np.ndarray
+
+    def signature(self, unit: int) -> np.ndarray:
+        """Return the axis of every position of a unit."""
+        start = self.starts[unit]
+        return np.asarray(self.axis[start : start + self.sizes[unit]])
+
+
+class _Reasons:
+    """Which components may not be cut, and why."""
+
+    def __init__(self, labels: Labels, components: np.ndarray) -> None:
+        self.stuck = np.zeros(components.max(initial=-1) + 1, dtype=bool)
+        self._found: list[np.ndarray] = []
+        self._why: list[Frozen] = []
+        for found, why in labels.frozen:
+            self.add(components[found.numpy()], why)
+
+    def add(self, components: np.ndarray, why: Frozen) -> None:
+        """Freeze components."""
+        self.stuck[components] = True
+        self._found.append(components)
+        self._why.append(why)
+
+    def of(self, components: np.ndarray) -> tuple[Frozen, ...]:
+        """List a few different reasons why any of the components is frozen, in their order."""
+        order, starts, sizes = self._by_component
+        rows = order[_ranges(starts[components], sizes[components])]
+        _, first = np.unique(rows, return_index=True)
+        why = dict.fromkeys(self._why[rows[i]] for i in np.sort(first))
+        return tuple(why)[:_REASONS]
+
+    @cached_property
+    def _by_component(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the reasons' indices sorted by component, where each one's start, and how many."""
+        found = np.concatenate([np.empty(0, dtype=np.int64), *self._found])
+        order = np.repeat(np.arange(len(self._found)), [len(f) for f in self._found])
+        sizes = np.bincount(found, minlength=len(self.stuck))
+        return order[np.argsort(found, kind="stable")], np.cumsum(sizes) - sizes, sizes
+
+
+def _ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Join the ranges that begin at `starts`: ([5, 0], [2, 3]) -> [5, 6, 0, 1, 2]."""
+    before = np.cumsum(sizes) - sizes
+    return np.asarray(np.repeat(starts - before, sizes) + np.arange(sizes.sum()))
 
 
 def _assemble(labels: Labels, components: np.ndarray) -> Groups:
-    structural = _components(labels.structural, components)
-    reasons = _reasons(labels, components)
-    units = _collect(labels, components, structural)
+    reasons = _Reasons(labels, components)
+    units = _collect(labels, components)
     _freeze_bound_rows(labels, components, reasons)
-    members: dict[tuple[bool, bytes], list[int]] = defaultdict(list)
-    for component, positions in units.positions.items():
-        members[component in reasons, positions[:, 0].tobytes()].append(component)
+    members = _alike(units, reasons.stuck)
     alone = Frozen("all channels depend on one another", "couple", "")
-    for (is_frozen, _), found in list(members.items()):
-        if not is_frozen and len(found) == 1 and _fills_an_axis(labels, units, found[0]):
-            reasons[found[0]] = {alone: None}
-    by_number: dict[int, int] = {}
+    for found in members:
+        component = units.components[found[:1]]
+        if (
+            len(found) == 1
+            and not reasons.stuck[component]
+            and _fills_an_axis(labels, units, found[0])
+        ):
+            reasons.add(component, alone)
+    number = np.full(len(reasons.stuck), -1)
     names: dict[str, int] = {}
     sorted_out: dict[bool, list[Group]] = {False: [], True: []}
-    ordered = sorted(members.values(), key=lambda found: found[0] in reasons)
-    for found in ordered:
-        group = _group(units, found, reasons, names, len(by_number))
-        by_number.update({c: group.start + i for i, c in enumerate(found)})
+    start = 0
+    for found in sorted(members, key=lambda found: bool(reasons.stuck[units.components[found[0]]])):
+        group = _group(units, found, reasons, names, start)
+        number[units.components[found]] = np.arange(start, start + len(found))
+        start += len(found)
         sorted_out[bool(group.frozen)].append(group)
-    number = np.full(components.max(initial=-1) + 1, -1)
-    number[list(by_number)] = list(by_number.values())
     numbers = number[components]  # by label; -1 for what is on no axis
+    on_axes = {axis: numbers[found.numpy()] for axis, found in labels.axes.items()}
     return Groups(
         graph=labels.graph,
         prunable=tuple(sorted_out[False]),
@@ -159,69 +214,76 @@ def _assemble(labels: Labels, components: np.ndarray) -> Groups:
             Follower(f.module, f.attribute, numbers[f.heads.numpy()], f.per)
             for f in labels.followed
         ),
-        axes={
-            axis: numbers[found.numpy()]
-            for axis, found in labels.axes.items()
-            if (numbers[found.numpy()] >= 0).all()
-        },
+        axes={axis: found for axis, found in on_axes.items() if (found >= 0).all()},
         marked=tuple(labels.marked),
     )
 
 
-def _fills_an_axis(labels: Labels, units: _Units, component: int) -> bool:
+def _fills_an_axis(labels: Labels, units: _Units, unit: int) -> bool:
     """Say whether cutting this unit would leave nothing of some axis."""
-    index, count = np.unique(units.positions[component][:, 0], return_counts=True)
+    index, count = np.unique(units.signature(unit), return_counts=True)
     return any(labels.axes[units.axes[i]].numel() == n for i, n in zip(index, count, strict=True))
 
 
-def _components(found: Sequence[torch.Tensor], components: np.ndarray) -> set[int]:
-    return set(np.unique(components[torch.cat(list(found)).numpy()]).tolist()) if found else set()
-
-
-def _reasons(labels: Labels, components: np.ndarray) -> dict[int, dict[Frozen, None]]:
-    reasons: dict[int, dict[Frozen, None]] = defaultdict(dict)
-    for found, frozen in labels.frozen:
-        for component in np.unique(components[found.numpy()]).tolist():
-            if len(reasons[component]) < _REASONS:
-                reasons[component][frozen] = None
-    return reasons
-
-
-def _collect(labels: Labels, components: np.ndarray, structural: set[int]) -> _Units:
+def _collect(labels: Labels, components: np.ndarray) -> _Units:
+    """List what every component has on the axes, but for what no axis may lose."""
     axes = tuple(labels.axes)
     owners = [components[labels.axes[axis].reshape(-1).numpy()] for axis in axes]
-    if not owners:
-        return _Units(axes, {})
-    owner = np.concatenate(owners)
-    place = np.concatenate(
-        [np.stack([np.full(len(o), i), np.arange(len(o))], 1) for i, o in enumerate(owners)]
+    owner = np.concatenate([np.empty(0, dtype=components.dtype), *owners])
+    lengths = [len(o) for o in owners]
+    axis = np.repeat(np.arange(len(axes)), lengths)
+    position = _ranges(np.zeros(len(axes), dtype=np.int64), np.array(lengths, dtype=np.int64))
+    by_owner = np.argsort(owner, kind="stable")
+    found, starts, sizes = np.unique(owner[by_owner], return_index=True, return_counts=True)
+    structural = np.zeros(components.max(initial=-1) + 1, dtype=bool)
+    for fixed in labels.structural:
+        structural[components[fixed.numpy()]] = True
+    order = np.argsort(by_owner[starts])
+    order = order[~structural[found[order]]]
+    places = by_owner[_ranges(starts[order], sizes[order])]
+    sizes = sizes[order]
+    return _Units(
+        axes, found[order], np.cumsum(sizes) - sizes, sizes, axis[places], position[places]
     )
-    order = np.argsort(owner, kind="stable")
-    found, starts = np.unique(owner[order], return_index=True)
-    pieces = np.split(place[order], starts[1:])
-    positions = {int(c): p for c, p in zip(found, pieces, strict=True) if int(c) not in structural}
-    by_place = sorted(positions.items(), key=lambda item: tuple(item[1][0]))
-    return _Units(axes, dict(by_place))
 
 
-def _freeze_bound_rows(
-    labels: Labels, components: np.ndarray, reasons: dict[int, dict[Frozen, None]]
-) -> None:
+def _alike(units: _Units, stuck: np.ndarray) -> list[np.ndarray]:
+    """Sort the units: those on the same axes, and equally frozen, are together."""
+    n = len(units.components)
+    if not n:
+        return []
+    # Neighbours are mostly alike, so only where the next one differs is it looked at one by one.
+    frozen = stuck[units.components]
+    differs = np.ones(n, dtype=bool)
+    same_size = np.flatnonzero(units.sizes[1:] == units.sizes[:-1]) + 1
+    mine = _ranges(units.starts[same_size], units.sizes[same_size])
+    others = _ranges(units.starts[same_size - 1], units.sizes[same_size])
+    at = np.cumsum(units.sizes[same_size]) - units.sizes[same_size]
+    if len(same_size):
+        unequal = np.logical_or.reduceat(units.axis[mine] != units.axis[others], at)
+        differs[same_size] = unequal | (frozen[same_size] != frozen[same_size - 1])
+    heads = np.flatnonzero(differs)
+    members: dict[tuple[bool, bytes], list[np.ndarray]] = defaultdict(list)
+    for head, end in zip(heads.tolist(), [*heads[1:].tolist(), n], strict=True):
+        key = bool(frozen[head]), units.signature(head).tobytes()
+        members[key].append(np.arange(head, end))
+    return [np.concatenate(found) for found in members.values()]
+
+
+def _freeze_bound_rows(labels: Labels, components: np.ndarray, reasons: _Reasons) -> None:
     """Where one of several rows that keep equally many is frozen, so are the others."""
+    bound = [(rows.where, components[rows.labels.numpy()], rows.moved) for rows in labels.rows]
+    waiting = [(where, found) for where, found, moved in bound if not _is_free(found, moved=moved)]
     changed = True
     while changed:
         changed = False
-        for rows in labels.rows:
-            found = components[rows.labels.numpy()]
-            if _is_free(found, moved=rows.moved):
+        for where, found in waiting:
+            frozen = reasons.stuck[found]
+            if frozen.all() or not (found.shape[1] == 1 or frozen.all(1).any()):
                 continue
-            stuck = np.isin(found, list(reasons)).all(1)
-            loose = {int(c) for c in np.unique(found)} - set(reasons)
-            if found.shape[1] == 1 or (stuck.any() and loose):
-                why = Frozen(f"keeps as many as frozen channels at {rows.where}", "couple", "")
-                for component in loose:
-                    reasons[component] = {why: None}
-                changed = changed or bool(loose)
+            why = Frozen(f"keeps as many as frozen channels at {where}", "couple", "")
+            reasons.add(found[~frozen], why)
+            changed = True
 
 
 def _is_free(found: np.ndarray, *, moved: bool) -> bool:
@@ -232,23 +294,17 @@ def _is_free(found: np.ndarray, *, moved: bool) -> bool:
 
 
 def _group(
-    units: _Units,
-    found: list[int],
-    reasons: dict[int, dict[Frozen, None]],
-    names: dict[str, int],
-    start: int,
+    units: _Units, found: np.ndarray, reasons: _Reasons, names: dict[str, int], start: int
 ) -> Group:
-    places = np.stack([units.positions[c] for c in found])  # [channels, slices, 2]
-    axes = {units.axes[i]: places[:, places[0, :, 0] == i, 1] for i in np.unique(places[0, :, 0])}
-    why: dict[Frozen, None] = {}
-    for component in found:
-        why.update(reasons.get(component, {}))
+    signature = units.signature(found[0])
+    places = units.position[units.starts[found][:, None] + np.arange(len(signature))]
+    axes = {units.axes[i]: places[:, signature == i] for i in np.unique(signature)}
     return Group(
         name=_name(next(iter(axes)), names),
         channels=len(found),
         start=start,
         axes=axes,
-        frozen=tuple(why)[:_REASONS],
+        frozen=reasons.of(units.components[found]),
     )
 
 
