@@ -6,7 +6,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from prunella.graph import Dim, Node, Path, Ref, refs
+from prunella.graph import Dim, Node, Path, Ref, Size, refs
 from prunella.labels import (
     Extent,
     Labels,
@@ -164,39 +164,66 @@ def _call(node: Node, layer: Tensor) -> Tensor:
 
 @rule("aten.expand.default", "aten.expand_as.default", "aten.broadcast_to.default")
 def expand(labels: Labels, node: Node) -> Layers:
-    """Keep the layers; along a new extent they vary as the tensor it was read from."""
+    """Keep the layers; a new extent holds the same everywhere, and takes on any size."""
     x, (output,) = node.args[0], node.outputs
     shape = labels.shapes[output]
     if x.name in labels.fills:
         labels.fills.add(output)
+        return ()
     before = (1,) * (len(shape) - len(labels.shape(x))) + labels.shape(x)
     layers = [pad(a, len(shape)) for a in labels.of(x)]
     for d, (old, new) in enumerate(zip(before, shape, strict=True)):
         if old == 1 and new > 1:
-            layers += _taken_from(labels, node, d, len(shape))
+            layers.append(spread(_new_extent(labels, node, d), d, len(shape)))
     return tuple(layers)
 
 
-def _taken_from(labels: Labels, node: Node, dim: int, ndim: int) -> list[Layer]:
-    """Return the labels along the dimension of another tensor that a new extent was read from."""
+def _new_extent(labels: Labels, node: Node, dim: int) -> Tensor:
+    """Return labels for an extent made of one: those it was read from, or ones of no axis.
+
+    What it meets decides; whether the model's code can follow, `sizing` finds out.
+    """
+    size: Size | None = node.sizes.get((1, dim))
     if node.op == "aten.expand_as.default":
-        along = labels.labels_along(node.args[1], dim)
-    else:
-        size = node.sizes.get((1, dim))
-        if not isinstance(size, Dim):
-            return []
+        size = Dim(node.args[1].name, dim)
+    if isinstance(size, Dim):
         along = labels.labels_along(Ref(size.value), size.dim)
-    return [spread(along, dim, ndim)] if isinstance(along, Tensor) else []
+        if isinstance(along, Tensor):
+            return along
+    return labels.fresh(labels.shapes[node.outputs[0]][dim])
 
 
 @rule("aten.repeat.default", "aten.tile.default")
 def repeat(labels: Labels, node: Node) -> Layers:
-    """Repeat the labels along the dimensions on which they vary."""
+    """Repeat the labels along the dimensions on which they vary; what repeats one is elastic."""
     x, times = node.args[:2]
+    (output,) = node.outputs
     ndim = max(len(labels.shape(x)), len(times))
     times = (1,) * (ndim - len(times)) + tuple(times)
+    before = (1,) * (ndim - len(labels.shape(x))) + labels.shape(x)
     padded = [pad(a, ndim) for a in labels.of(x)]
-    return tuple(a.repeat([t if varies(a, d) else 1 for d, t in enumerate(times)]) for a in padded)
+    made = [a.repeat([t if varies(a, d) else 1 for d, t in enumerate(times)]) for a in padded]
+    if x.name in labels.fills:
+        labels.fills.add(output)
+        return ()
+    for d, (old, n) in enumerate(zip(before, times, strict=True)):
+        if old == 1 and n > 1:
+            made.append(spread(_new_extent(labels, node, d), d, ndim))
+    return tuple(made)
+
+
+@resizes("aten.repeat.default", "aten.tile.default")
+def times_of_one(labels: Labels, node: Node) -> dict[Path, Extent]:
+    """Tie how often a single position is repeated to the extent that this makes."""
+    x, (output,) = node.args[0], node.outputs
+    shape = labels.shapes[output]
+    before = (1,) * (len(shape) - len(labels.shape(x))) + labels.shape(x)
+    first = len(shape) - len(node.args[1])
+    return {
+        (1, d - first): Extent(output, d, 0, shape[d])
+        for d in range(first, len(shape))
+        if before[d] == 1 and shape[d] > 1
+    }
 
 
 @rule("aten.repeat_interleave.self_int")
