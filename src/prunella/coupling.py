@@ -2,7 +2,6 @@
 
 import fnmatch
 import re
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from torch import nn
+from torch import Tensor, nn
 
 from prunella import rules
 from prunella.errors import ConfigError
@@ -29,6 +28,7 @@ from prunella.plan import (
     MacTerm,
     nearest,
 )
+from prunella.ragged import Ragged, ranges, sorted_by
 from prunella.sizing import bind_sizes
 
 Exclude = str | re.Pattern[str] | type[nn.Module]
@@ -117,24 +117,15 @@ def _prefixes(name: str) -> set[str]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Units:
-    """Components that own positions, in the order of their first positions.
+class Units:
+    """Components that own positions on axes, in the order of their first positions.
 
-    Unit `u` is `components[u]`; its positions on all axes, in order, are the `sizes[u]` entries of
-    `axis` (index of the axis) and `position` from `starts[u]` on.
+    `axis` and `position` have a row for each: the indices of the axes, and the positions on them.
     """
 
-    axes: tuple[Axis, ...]
     components: np.ndarray
-    starts: np.ndarray
-    sizes: np.ndarray
-    axis: np.ndarray
-    position: np.ndarray
-
-    def signature(self, unit: int) -> np.ndarray:
-        """Return the axis of every position of a unit."""
-        start = self.starts[unit]
-        return np.asarray(self.axis[start : start + self.sizes[unit]])
+    axis: Ragged
+    position: Ragged
 
 
 class _Reasons:
@@ -155,52 +146,44 @@ class _Reasons:
 
     def of(self, components: np.ndarray) -> tuple[Frozen, ...]:
         """List a few different reasons why any of the components is frozen, in their order."""
-        order, starts, sizes = self._by_component
-        rows = order[_ranges(starts[components], sizes[components])]
-        _, first = np.unique(rows, return_index=True)
-        why = dict.fromkeys(self._why[rows[i]] for i in np.sort(first))
+        indices = self._by_component.take(components).values
+        _, first = np.unique(indices, return_index=True)
+        why = dict.fromkeys(self._why[indices[i]] for i in np.sort(first))
         return tuple(why)[:_REASONS]
 
     @cached_property
-    def _by_component(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the reasons' indices sorted by component, where each one's start, and how many."""
+    def _by_component(self) -> Ragged:
+        """Return the indices of every component's reasons."""
         found = np.concatenate([np.empty(0, dtype=np.int64), *self._found])
-        order = np.repeat(np.arange(len(self._found)), [len(f) for f in self._found])
-        sizes = np.bincount(found, minlength=len(self.stuck))
-        return order[np.argsort(found, kind="stable")], np.cumsum(sizes) - sizes, sizes
-
-
-def _ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Join the ranges that begin at `starts`: ([5, 0], [2, 3]) -> [5, 6, 0, 1, 2]."""
-    before = np.cumsum(sizes) - sizes
-    return np.asarray(np.repeat(starts - before, sizes) + np.arange(sizes.sum()))
+        index = np.repeat(np.arange(len(self._found)), [len(f) for f in self._found])
+        return sorted_by(found, index, len(self.stuck))
 
 
 def _assemble(labels: Labels, components: np.ndarray) -> Groups:
+    axes = tuple(labels.axes)
     reasons = _Reasons(labels, components)
-    units = _collect(labels, components)
+    units = _without(collect(labels.axes.values(), components), labels.structural, components)
     _freeze_bound_rows(labels, components, reasons)
-    members = _alike(units, reasons.stuck)
+    members = units.axis.alike(reasons.stuck[units.components])
     alone = Frozen("all channels depend on one another", "couple", "")
     for found in members:
-        component = units.components[found[:1]]
-        if (
-            len(found) == 1
-            and not reasons.stuck[component]
-            and _fills_an_axis(labels, units, found[0])
-        ):
+        component = units.components[found]
+        single = len(found) == 1 and not reasons.stuck[component[0]]
+        if single and _fills_an_axis(labels, units.axis.row(found[0])):
             reasons.add(component, alone)
     number = np.full(len(reasons.stuck), -1)
     names: dict[str, int] = {}
     sorted_out: dict[bool, list[Group]] = {False: [], True: []}
     start = 0
     for found in sorted(members, key=lambda found: bool(reasons.stuck[units.components[found[0]]])):
-        group = _group(units, found, reasons, names, start)
+        on_axes = {axes[i]: places for i, places in _places(units, found).items()}
+        why = reasons.of(units.components[found])
+        name = _name(next(iter(on_axes)), names)
+        sorted_out[bool(why)].append(Group(name, len(found), start, on_axes, why))
         number[units.components[found]] = np.arange(start, start + len(found))
         start += len(found)
-        sorted_out[bool(group.frozen)].append(group)
     numbers = number[components]  # by label; -1 for what is on no axis
-    on_axes = {axis: numbers[found.numpy()] for axis, found in labels.axes.items()}
+    all_axes = {axis: numbers[found.numpy()] for axis, found in labels.axes.items()}
     return Groups(
         graph=labels.graph,
         prunable=tuple(sorted_out[False]),
@@ -214,60 +197,50 @@ def _assemble(labels: Labels, components: np.ndarray) -> Groups:
             Follower(f.module, f.attribute, numbers[f.heads.numpy()], f.per)
             for f in labels.followed
         ),
-        axes={axis: found for axis, found in on_axes.items() if (found >= 0).all()},
+        axes={axis: found for axis, found in all_axes.items() if (found >= 0).all()},
         marked=tuple(labels.marked),
     )
 
 
-def _fills_an_axis(labels: Labels, units: _Units, unit: int) -> bool:
-    """Say whether cutting this unit would leave nothing of some axis."""
-    index, count = np.unique(units.signature(unit), return_counts=True)
-    return any(labels.axes[units.axes[i]].numel() == n for i, n in zip(index, count, strict=True))
-
-
-def _collect(labels: Labels, components: np.ndarray) -> _Units:
-    """List what every component has on the axes, but for what no axis may lose."""
-    axes = tuple(labels.axes)
-    owners = [components[labels.axes[axis].reshape(-1).numpy()] for axis in axes]
+def collect(axes: Iterable[Tensor], components: np.ndarray) -> Units:
+    """List what every component has on the axes, given by their labels."""
+    owners = [components[found.reshape(-1).numpy()] for found in axes]
     owner = np.concatenate([np.empty(0, dtype=components.dtype), *owners])
-    lengths = [len(o) for o in owners]
-    axis = np.repeat(np.arange(len(axes)), lengths)
-    position = _ranges(np.zeros(len(axes), dtype=np.int64), np.array(lengths, dtype=np.int64))
-    by_owner = np.argsort(owner, kind="stable")
-    found, starts, sizes = np.unique(owner[by_owner], return_index=True, return_counts=True)
-    structural = np.zeros(components.max(initial=-1) + 1, dtype=bool)
-    for fixed in labels.structural:
-        structural[components[fixed.numpy()]] = True
-    order = np.argsort(by_owner[starts])
-    order = order[~structural[found[order]]]
-    places = by_owner[_ranges(starts[order], sizes[order])]
-    sizes = sizes[order]
-    return _Units(
-        axes, found[order], np.cumsum(sizes) - sizes, sizes, axis[places], position[places]
+    sizes = np.array([len(found) for found in owners], dtype=np.int64)
+    places = sorted_by(owner, np.arange(len(owner)), components.max(initial=-1) + 1)
+    found = np.flatnonzero(places.sizes)
+    found = found[np.argsort(places.values[places.starts[found]])]
+    places = places.take(found)
+    axis = np.repeat(np.arange(len(sizes)), sizes)[places.values]
+    position = ranges(np.zeros_like(sizes), sizes)[places.values]
+    return Units(
+        found,
+        Ragged(axis, places.starts, places.sizes),
+        Ragged(position, places.starts, places.sizes),
     )
 
 
-def _alike(units: _Units, stuck: np.ndarray) -> list[np.ndarray]:
-    """Sort the units: those on the same axes, and equally frozen, are together."""
-    n = len(units.components)
-    if not n:
-        return []
-    # Neighbours are mostly alike, so only where the next one differs is it looked at one by one.
-    frozen = stuck[units.components]
-    differs = np.ones(n, dtype=bool)
-    same_size = np.flatnonzero(units.sizes[1:] == units.sizes[:-1]) + 1
-    mine = _ranges(units.starts[same_size], units.sizes[same_size])
-    others = _ranges(units.starts[same_size - 1], units.sizes[same_size])
-    at = np.cumsum(units.sizes[same_size]) - units.sizes[same_size]
-    if len(same_size):
-        unequal = np.logical_or.reduceat(units.axis[mine] != units.axis[others], at)
-        differs[same_size] = unequal | (frozen[same_size] != frozen[same_size - 1])
-    heads = np.flatnonzero(differs)
-    members: dict[tuple[bool, bytes], list[np.ndarray]] = defaultdict(list)
-    for head, end in zip(heads.tolist(), [*heads[1:].tolist(), n], strict=True):
-        key = bool(frozen[head]), units.signature(head).tobytes()
-        members[key].append(np.arange(head, end))
-    return [np.concatenate(found) for found in members.values()]
+def _without(units: Units, labels: Iterable[Tensor], components: np.ndarray) -> Units:
+    """Leave out the units that hold any of some labels."""
+    out = np.zeros(components.max(initial=-1) + 1, dtype=bool)
+    for found in labels:
+        out[components[found.numpy()]] = True
+    left = np.flatnonzero(~out[units.components])
+    return Units(units.components[left], units.axis.take(left), units.position.take(left))
+
+
+def _places(units: Units, found: np.ndarray) -> dict[int, np.ndarray]:
+    """Return the positions of like units on each axis (its index), `[units, slices]`."""
+    axis = units.axis.row(found[0])
+    position = units.position.take(found).values.reshape(len(found), -1)
+    return {int(i): position[:, axis == i] for i in np.unique(axis)}
+
+
+def _fills_an_axis(labels: Labels, axis: np.ndarray) -> bool:
+    """Say whether cutting a unit, given the axes it is on, would leave nothing of some axis."""
+    sizes = [found.numel() for found in labels.axes.values()]
+    index, count = np.unique(axis, return_counts=True)
+    return any(sizes[i] == n for i, n in zip(index, count, strict=True))
 
 
 def _freeze_bound_rows(labels: Labels, components: np.ndarray, reasons: _Reasons) -> None:
@@ -291,21 +264,6 @@ def _is_free(found: np.ndarray, *, moved: bool) -> bool:
     whole = moved and bool((found == found[:, :1]).all())
     ordered = np.sort(found, 1)
     return whole or bool((ordered == ordered[:1]).all())
-
-
-def _group(
-    units: _Units, found: np.ndarray, reasons: _Reasons, names: dict[str, int], start: int
-) -> Group:
-    signature = units.signature(found[0])
-    places = units.position[units.starts[found][:, None] + np.arange(len(signature))]
-    axes = {units.axes[i]: places[:, signature == i] for i in np.unique(signature)}
-    return Group(
-        name=_name(next(iter(axes)), names),
-        channels=len(found),
-        start=start,
-        axes=axes,
-        frozen=reasons.of(units.components[found]),
-    )
 
 
 def _name(axis: Axis, names: dict[str, int]) -> str:
