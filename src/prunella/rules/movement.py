@@ -316,6 +316,14 @@ def chunk(labels: Labels, node: Node) -> list[Layers]:
     return [tuple(a for a in layers if a.numel() > 1) for layers in made]
 
 
+@resizes("aten.split.Tensor", "aten.unsafe_split.Tensor")
+def size_of_pieces(labels: Labels, node: Node) -> dict[Path, Extent]:
+    """Tie the size of all pieces to the first."""
+    dim = argument(node, 2, "dim", 0) % len(labels.shape(node.args[0]))
+    first = node.outputs[0]
+    return {(1,): Extent(first, dim, 0, labels.shapes[first][dim])}
+
+
 @rule("aten.split_with_sizes.default", "aten.split.sizes", "aten.unbind.int")
 def split(labels: Labels, node: Node) -> list[Layers]:
     """Cut the labels at the places the model asks for."""
