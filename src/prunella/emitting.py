@@ -3,11 +3,12 @@
 import linecache
 import math
 import operator
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from itertools import count
+from itertools import combinations, count
+from math import prod
 from typing import Any
 
 import torch
@@ -47,12 +48,14 @@ class Program:
         inputs: Names of the tensors it takes, in order.
         outputs: Names of those it returns.
         tensors: Qualified names of the parameters and buffers that it reads from the module.
+        stuck: The first number, if any, that follows the inputs in a way that could not be told.
     """
 
     source: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     tensors: tuple[str, ...]
+    stuck: str = ""
 
     @cached_property
     def run(self) -> Callable[..., tuple[torch.Tensor, ...]]:
@@ -110,6 +113,7 @@ class _Writer:
         self._device = device
         self._code = fx.Graph()
         self._made: dict[str, fx.Node] = {}  # by value name
+        self._stuck = ""
         self._cut_off: dict[str, fx.Node] = {}  # without gradients, by value name
         self._reckoned: dict[Any, Any] = {}  # by size
         self._followed: dict[str, fx.Node] = {}
@@ -137,6 +141,7 @@ class _Writer:
             inputs=tuple(self._inputs),
             outputs=tuple(outputs),
             tensors=tuple(v.source for v in used if v.kind in ("parameter", "buffer")),
+            stuck=self._stuck,
         )
 
     # -- tensors
@@ -188,9 +193,12 @@ class _Writer:
             return self._number(node, path, value)
         if isinstance(value, torch.device) and value == self._device:
             return self._follow("device")
-        if isinstance(value, torch.dtype) and node.name in self._others:
-            same = literal(self._others[node.name], path) == value
-            return value if same else self._follow("dtype")
+        if node.name in self._others and literal(self._others[node.name], path) != value:
+            other = literal(self._others[node.name], path)
+            if isinstance(value, torch.dtype):
+                return self._follow("dtype")
+            if not _are_limits(value, other):
+                self._stuck = self._stuck or f"{value} in {node.where()}"
         return value
 
     def _follow(self, attribute: str) -> fx.Node:
@@ -214,27 +222,51 @@ class _Writer:
         if node.name not in self._others:
             return number
         original = literal(self._nodes[node.name], path)
-        return self._by_batch(original, literal(self._others[node.name], path), number)
+        other = literal(self._others[node.name], path)
+        if original == other:
+            return number
+        found = self._by_inputs(original, other, number)
+        if found is None:
+            self._stuck = self._stuck or f"{original} in {node.where()}"
+        return number if found is None else found
 
     @cached_property
     def _nodes(self) -> dict[str, Node]:
         return {node.name: node for node in self._graph.nodes}
 
-    def _by_batch(self, first: int, second: int, number: int) -> Any:
-        """Let a number grow with the batch as it did between two captures."""
-        if first == second:
-            return number
-        assert self._second is not None
-        source = next(name for name in self._inputs if self._graph.values[name].shape)
-        before, after = self._graph.values[source].shape[0], self._second.shapes[source][0]
-        batch = self._reckon(Dim(source, 0))
-        if first * after == second * before and number % before == 0:
-            times = number // before
-            return batch if times == 1 else self._compute("*", batch, times)
+    def _by_inputs(self, first: int, second: int, number: int) -> Any:
+        """Let a number grow with the inputs as it did between two captures, if that can be told."""
+        for chosen in (c for n in (1, 2) for c in combinations(self._grown, n)):
+            before, after = prod(old for _, old, _ in chosen), prod(new for _, _, new in chosen)
+            if before and first * after == second * before and number % before == 0:
+                size: Size = number // before
+                for dim, _, _ in chosen:
+                    size = dim if size == 1 else Calc("*", dim, size)
+                return self._reckon(size)
+        if len(self._grown) != 1 or number != first:
+            return None
+        ((dim, before, after),) = self._grown
         slope, rest = divmod(second - first, after - before)
-        if rest or number != first:
-            return number
-        return self._compute("+", self._compute("*", batch, slope), first - slope * before)
+        size = Calc("+", Calc("*", dim, slope), first - slope * before)
+        return None if rest else self._reckon(size)
+
+    @cached_property
+    def _grown(self) -> list[tuple[Dim, int, int]]:
+        """List what grew between the captures, by how much: the batch, the only length there is."""
+        assert self._second is not None
+        batches: list[tuple[Dim, int, int]] = []
+        lengths: list[tuple[Dim, int, int]] = []
+        for name in self._inputs:
+            shapes = (self._graph.values[name].shape, self._second.shapes[name])
+            for d, (old, new) in enumerate(zip(*shapes, strict=True)):
+                if old != new:
+                    (lengths if d else batches).append((Dim(name, d), old, new))
+        only = (
+            len({old for _, old, _ in lengths})
+            == 1
+            == max(Counter(dim.value for dim, _, _ in lengths).values(), default=0)
+        )
+        return [*batches[:1], *(lengths[:1] if only else ())]
 
     def _explains(self, origin: Size, node: Node, path: Path, number: int) -> bool:
         """Say whether a number's origin gives the right number in every capture at hand."""
@@ -300,3 +332,14 @@ def _dims(size: Size) -> list[Dim]:
     if isinstance(size, Calc):
         return [*_dims(size.left), *_dims(size.right)]
     return [size] if isinstance(size, Dim) else []
+
+
+def _are_limits(value: Any, other: Any) -> bool:
+    """Say whether two numbers are the same limit of two precisions (the smallest, as a mask)."""
+    precisions = [
+        torch.finfo(d) for d in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    ]
+    return any(
+        {value, other} <= {getattr(precision, name) for precision in precisions}
+        for name in ("min", "max", "eps", "tiny")
+    )

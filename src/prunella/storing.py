@@ -2,20 +2,24 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from prunella.carrying import plan_of
+from prunella.configuring import reconfigure
 from prunella.errors import PlanMismatchError, WorkspaceError
 from prunella.files import replacing
 from prunella.masking import check_digest
 from prunella.plan import Plan
 from prunella.structure import tensors
-from prunella.transforming import shrink
+from prunella.tracing import Inputs
+from prunella.transforming import example_of, smaller
 
 _PLAN, _WEIGHTS, _SUMS = "plan.json", "model.safetensors", "sha256.json"
 
@@ -57,19 +61,28 @@ def save(model: nn.Module, folder: str | Path, plan: Plan | None = None) -> None
         ) from error
 
 
-def load(folder: str | Path, model: nn.Module) -> nn.Module:
-    """Load a pruned model into the user's own class.
+def load(
+    folder: str | Path,
+    model: nn.Module,
+    example_inputs: Inputs | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Load a pruned model in the form it was saved in.
 
     Args:
         folder: Where `save` put it.
         model: A fresh instance of the original model, as before pruning; left untouched.
+        example_inputs: Inputs to capture the model with, where a rewritten one was saved; by
+            default ones like those it was pruned with.
+        example_kwargs: Keyword arguments of the same.
 
     Returns:
-        A pruned copy with the saved tensors.
+        The pruned model with the saved tensors: of the user's own class, or rewritten from it.
 
     Raises:
         WorkspaceError: A file is missing, truncated or was changed.
         PlanMismatchError: The fresh model has another structure than the original.
+        ConfigError: A rewritten model was saved, and nothing says what inputs the original takes.
     """
     folder = Path(folder)
     for name, expected in _sums(folder).items():
@@ -80,13 +93,17 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
             )
     plan = Plan.from_json((folder / _PLAN).read_text())
     check_digest(model, plan)
-    pruned = shrink(model, plan)
+    rewrites = plan.form == "graph"
+    inputs = example_of(model, plan, example_inputs, example_kwargs) if rewrites else None
+    pruned = smaller(model, plan, inputs=inputs)
+    reconfigure(model, pruned)
     state = load_file(folder / _WEIGHTS)
     found = tensors(pruned)
-    if state.keys() != found.keys():
+    saved, made = ({(n, t.shape) for n, t in held.items()} for held in (state, found))
+    if saved != made:
         raise PlanMismatchError(
             f"`{folder / _WEIGHTS}` holds other tensors than the model: "
-            f"{sorted(state.keys() ^ found.keys())[:5]}"
+            f"{sorted({name for name, _ in saved ^ made})[:5]}"
         )
     for name, tensor in state.items():
         found[name].data = tensor.to(found[name].device)
