@@ -106,7 +106,7 @@ def capture(
         with _untouched(model):
             return _export(flat, args, dict(kwargs))
     except Exception as error:
-        if any(tensor.is_meta for tensor in tensors(model).values()):
+        if not all(map(_has_memory, tensors(model).values())):
             raise explain(model, args, kwargs, error) from error
         log.info("recording a run of the model, as it cannot be exported: %s", first_line(error))
     try:
@@ -278,6 +278,12 @@ def _stacking(flat: _Flat) -> Iterator[None]:
 # -- both
 
 
+def _has_memory(tensor: Tensor) -> bool:
+    """Say whether a tensor's elements are there, which is not so on the meta device."""
+    size = tensor.numel() * tensor.element_size()
+    return not tensor.is_meta and (size == 0 or tensor.untyped_storage().nbytes() > 0)
+
+
 _Memory = tuple[int, torch.Size, tuple[int, ...], torch.dtype]
 
 
@@ -292,7 +298,7 @@ def _aliases(model: nn.Module) -> dict[_Memory, Source]:
     return {
         _memory(tensor): Source("parameter" if name in parameters else "buffer", name)
         for name, tensor in tensors(model).items()
-        if not tensor.is_meta and tensor.numel()
+        if _has_memory(tensor) and tensor.numel()
     }
 
 
@@ -338,8 +344,8 @@ def wrong_input(
 ) -> TraceError | None:
     """Run the model itself; return the error to raise where it does not take these inputs."""
     given = [*tensors(model).values(), *tensors_in((args, dict(kwargs)))]
-    if len({tensor.is_meta for tensor in given}) > 1:
-        return None  # some operators crash where only some tensors have memory
+    if not all(tensor.is_meta for tensor in given) and not all(map(_has_memory, given)):
+        return None  # a crash would be the answer
     try:
         with evaluating(model), _untouched(model), torch.no_grad():
             model(*args, **kwargs)
