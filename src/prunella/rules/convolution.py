@@ -17,6 +17,7 @@ from prunella.labels import (
     varying,
 )
 from prunella.rules._registry import argument, rule
+from prunella.rules.products import is_weight
 
 
 @rule("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default",
@@ -60,8 +61,10 @@ def _convolve(labels: Labels, node: Node, *, transposed: bool) -> Layers:
         rest = labels.contract(layers, channel, ins.numel(), ins.reshape(-1), node)
         whole = not _by_block(by_row.shape[1], by_column.shape[1])
         dims = [by_row.reshape(-1), by_column.shape[1] if whole else by_column[0]]
-    if labels.value(weight).kind not in ("parameter", "buffer") and isinstance(dims[1], Tensor):
-        labels.mark(node)  # a computed weight need not be zero where its channels are masked
+    if isinstance(dims[1], Tensor) and not is_weight(labels, weight):
+        labels.mark(
+            node
+        )  # what masking leaves of a channel counts, unless the weight is zero there
     for layer in labels.of(weight):
         if varying(layer) and min(varying(layer)) > 1:
             labels.structural.append(layer.reshape(-1))

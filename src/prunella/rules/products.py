@@ -19,11 +19,11 @@ Letters = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Factor:
-    """A tensor in a product; `weight`: a parameter or buffer, zero where channels are masked."""
+    """A tensor in a product; `ref` says which, if it is one of the graph's own."""
 
     operand: Operand
     letters: Letters
-    weight: bool = False
+    ref: Ref | None = None
 
     def size(self, letter: Any) -> int:
         """Return the extent along a letter, 1 where the tensor lacks it."""
@@ -32,8 +32,30 @@ class Factor:
 
 def factor(labels: Labels, ref: Ref, letters: Sequence[Any]) -> Factor:
     """Name the dimensions of a tensor."""
-    weight = labels.value(ref).kind in ("parameter", "buffer")
-    return Factor(labels.operand(ref), tuple(letters), weight)
+    return Factor(labels.operand(ref), tuple(letters), ref)
+
+
+_MOVES = frozenset(
+    "permute transpose t mT numpy_T view reshape flatten unflatten squeeze unsqueeze expand clone "
+    "contiguous detach to _to_copy slice select alias".split()
+)
+
+
+def is_weight(labels: Labels, ref: Ref | None) -> bool:
+    """Say whether a tensor is a parameter or buffer, at most moved: zero where channels are masked.
+
+    One that is computed otherwise, `1 + w` or `w / w.std()`, need not be.
+    """
+    while ref is not None and labels.value(ref).kind == "activation":
+        maker = next(node for node in labels.graph.nodes if ref.name in node.outputs)
+        moved = _name(maker) in _MOVES and isinstance(maker.args[0], Ref)
+        ref = maker.args[0] if moved else None
+    return ref is not None and labels.value(ref).kind in ("parameter", "buffer")
+
+
+def _name(node: Node) -> str:
+    """Return an operator's name without library and overload: "aten.add.Tensor" is "add"."""
+    return node.op.split(".")[1]
 
 
 def multiply(
@@ -75,8 +97,8 @@ def _product(
         labels.multiply(node, prod(plain), [a.reshape(-1) for a in cut])
     ended = [a for a in met if any(varies(a, d) for d in summed)]
     # What masking leaves of a channel counts in a sum, unless a weight is zero there.
-    weighed = any(f.weight for f in factors) and not any(varies(a, d) for a in ended for d in alone)
-    if ended and not weighed:
+    lonely = any(varies(a, d) for a in ended for d in alone)
+    if ended and (lonely or not any(is_weight(labels, f.ref) for f in factors)):
         labels.mark(node)
     size = len(output)
     layers = tuple(a.reshape(a.shape[:size]) for a in met if not any(varies(a, d) for d in summed))
@@ -189,6 +211,19 @@ def tensordot(labels: Labels, node: Node) -> Layers:
     output = [*(n for n in left if n not in right), *(n for n in right if n not in left)]
     factors = [factor(labels, a, left), factor(labels, b, right)]
     return multiply(labels, node, factors, output, count=True).operand.layers
+
+
+@rule("aten._grouped_mm.default", "transformers.grouped_mm_fallback.default")
+def grouped(labels: Labels, node: Node) -> Layers | list[Layers]:
+    """Multiply every row `[rows, in]` with the weight of one expert, `[experts, in, out]`."""
+    x, weight = node.args[:2]
+    if len(labels.shape(x)) != 2 or len(labels.shape(weight)) != 3 or argument(node, 3, "bias"):
+        return no_rule(labels, node)
+    why = "is an expert that a router chooses"
+    layers = labels.pass_through(labels.of(weight), [0], why, node)
+    one = Operand(tuple(a.squeeze(0) for a in layers), labels.shape(weight)[1:])
+    factors = [factor(labels, x, ("row", "in")), Factor(one, ("in", "out"), weight)]
+    return multiply(labels, node, factors, ("row", "out"), count=True).operand.layers
 
 
 @rule("aten.einsum.default")
