@@ -10,7 +10,7 @@ from prunella.graph import Node, Path, refs
 from prunella.labels import Extent, Labels, Layers, spread
 from prunella.rules._registry import resizes, rule
 
-_FILLS = {  # the operator, and which argument is the size
+FILLS = {  # the operator, and which argument is the size
     "aten.zeros.default": 0,
     "aten.ones.default": 0,
     "aten.full.default": 0,
@@ -54,17 +54,17 @@ def check(labels: Labels, node: Node) -> list[Layers]:
     return [() for _ in node.outputs]
 
 
-@rule(*_FILLS)
+@rule(*FILLS)
 def fill(labels: Labels, node: Node) -> Layers:
     """Make a constant, which takes on any size."""
     shape = labels.shapes[node.outputs[0]]
     return tuple(spread(labels.fresh(n), d, len(shape)) for d, n in enumerate(shape) if n > 1)
 
 
-@resizes(*_FILLS)
+@resizes(*FILLS)
 def size_of_fill(labels: Labels, node: Node) -> dict[Path, Extent]:
     """Tie the numbers in the size to the output's dimensions."""
-    (output,), at = node.outputs, _FILLS[node.op]
+    (output,), at = node.outputs, FILLS[node.op]
     shape = labels.shapes[output]
     sizes = node.args[at] if at < len(node.args) else ()
     return {
