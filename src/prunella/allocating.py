@@ -1,23 +1,20 @@
 """Decide how many channels each group loses, and which: groups + scores + budget -> `Plan`."""
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
 
-from prunella.arranging import settle
-from prunella.costs.ladders import LadderCosts
+from prunella.arranging import Layout, settle
+from prunella.costs.ladders import Ladder, LadderCosts
 from prunella.costs.predicted import mac_terms, param_terms, predict
-from prunella.counting import Cluster, clusters, nearest_counts
+from prunella.counting import AtomKey, Cluster, nearest_counts
 from prunella.errors import BudgetError, ConfigError, CouplingError
 from prunella.plan import Budget, Costs, Groups, Plan, Scores, nearest
-from prunella.planning import kept_of, make_plan, nothing_to_prune
-from prunella.resizing import Flow, flow_of
+from prunella.planning import make_plan, nothing_to_prune
 
 _LEVELS = 32  # steps between keeping all of a cluster and keeping the least of it
-
-Ladder = list[np.ndarray]
-"""The masks of one cluster between keeping all of it and the least of it."""
 
 Damage = Callable[[str, int], float]
 """Predicted loss of the metric when a group (name) keeps so many channels; >= 0, decreasing."""
@@ -54,8 +51,9 @@ def allocate(
     if isinstance(target, Budget):
         mask = _fit(chooser, target, damage)
     else:
-        mask = chooser.mask(_ratios(groups, target))
-    return make_plan(groups, mask)
+        ratios = _ratios(groups, target)
+        mask = chooser.mask([chooser.nearest(cluster, ratios) for cluster in chooser.clusters])
+    return make_plan(groups, mask, chooser.layout)
 
 
 def _ratios(groups: Groups, target: float | Mapping[str, float]) -> dict[str, float]:
@@ -77,40 +75,46 @@ def _ratios(groups: Groups, target: float | Mapping[str, float]) -> dict[str, fl
 
 
 class _Chooser:
-    """Turns ratios into masks: counts by cluster, then the best channels of every atom."""
+    """Turns ratios into how many channels of every atom are kept, and these into masks."""
 
     def __init__(self, groups: Groups, scores: Scores) -> None:
         self.groups = groups
-        self.clusters = clusters(groups)
-        self._flow = flow_of(groups) if any(c.moved for c in self.clusters) else None
+        self.layout = Layout(groups)
+        self.clusters = self.layout.clusters
         values = np.zeros(groups.channels)
         for group in groups:
             values[group.start : group.start + group.channels] = scores.values[group.name]
-        # Best first; of equal scores the earlier channel.
-        self._ranked = {
-            id(atom): atom.channels[np.argsort(-values[atom.channels], kind="stable")]
-            for cluster in self.clusters
-            for atom in cluster.atoms
-        }
-
-    def mask(self, ratios: Mapping[str, float]) -> np.ndarray:
-        mask = np.ones(self.groups.channels, dtype=bool)
+        self._rank = np.zeros(groups.channels, dtype=np.int64)  # by channel: its place in its atom
         for cluster in self.clusters:
-            mask &= self.nearest(cluster, {name: ratios[name] for name in cluster.groups})
+            for atom in cluster.atoms:
+                # Best first; of equal scores the earlier channel.
+                best = atom.channels[np.argsort(-values[atom.channels], kind="stable")]
+                self._rank[best] = np.arange(len(best))
+        self._fitting: dict[tuple[int, bytes], np.ndarray | None] = {}
+
+    def mask(self, counts: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the mask that keeps so many channels of every cluster's atoms, the best ones."""
+        mask = np.ones(self.groups.channels, dtype=bool)
+        for cluster, found in zip(self.clusters, counts, strict=True):
+            for atom, count in zip(cluster.atoms, found.tolist(), strict=True):
+                mask[atom.channels] = self._rank[atom.channels] < count
         return mask
 
     def nearest(self, cluster: Cluster, ratios: Mapping[str, float]) -> np.ndarray:
-        """Return the mask of one cluster that comes nearest to the ratios."""
-        mask = self._best(cluster, nearest_counts(cluster, ratios))
-        if self._flow is None or not cluster.moved or mask.all():
-            return mask
+        """Return how many channels of every atom are kept, as near to the ratios as can be."""
+        asked = {name: ratios[name] for name in cluster.groups}
+        counts = nearest_counts(cluster, asked)
+        if not cluster.moved or self._keeps_all(cluster, counts):
+            return counts
         # Not every width has a counterpart among the original's channels: look further and further
         # away from what was asked, a step of one channel on the widest axis at a time.
         step = 1 / int((cluster.axes @ cluster.sizes()).max(initial=1))
-        shifts = [0.0, *(s * i * step for i in range(1, int(1 / step) + 1) for s in (1, -1))]
-        for shift in shifts:
-            shifted = {name: min(max(r + shift, 0.0), 1.0) for name, r in ratios.items()}
-            found = self._settled(self._flow, cluster, nearest_counts(cluster, shifted))
+        shifts = [s * i * step for i in range(1, int(1 / step) + 1) for s in (1, -1)]
+        for shift in [0.0, *shifts]:
+            if shift:
+                shifted = {name: min(max(r + shift, 0.0), 1.0) for name, r in asked.items()}
+                counts = nearest_counts(cluster, shifted)
+            found = self._settled(cluster, counts)
             if found is not None:
                 return found
         raise CouplingError(
@@ -118,30 +122,46 @@ class _Chooser:
             "moved; exclude these modules"
         )
 
-    def _settled(self, flow: Flow, cluster: Cluster, counts: np.ndarray) -> np.ndarray | None:
-        mask = self._best(cluster, counts)
-        if mask.all():
-            return mask
-        settled = settle(flow, mask)
-        counts = np.array([settled.get(atom.key, 0) for atom in cluster.atoms])
-        fits = cluster.binds(counts) and bool((counts <= cluster.sizes()).all())
-        return self._best(cluster, counts) if fits else None
+    def _keeps_all(self, cluster: Cluster, counts: np.ndarray) -> bool:
+        return bool((counts >= cluster.sizes()).all())
 
-    def _best(self, cluster: Cluster, counts: np.ndarray) -> np.ndarray:
-        mask = np.ones(self.groups.channels, dtype=bool)
-        for atom, count in zip(cluster.atoms, counts, strict=True):
-            mask[self._ranked[id(atom)][count:]] = False
-        return mask
+    def _settled(self, cluster: Cluster, counts: np.ndarray) -> np.ndarray | None:
+        """Return what the network makes of these counts, None if that does not fit."""
+        key = id(cluster), counts.tobytes()
+        if key not in self._fitting:
+            self._fitting[key] = self._settle(cluster, counts)
+        return self._fitting[key]
 
-    def levels(self, cluster: Cluster) -> Ladder:
-        """List the masks between keeping all of a cluster and the least of it, each once."""
+    def _settle(self, cluster: Cluster, counts: np.ndarray) -> np.ndarray | None:
+        if self._keeps_all(cluster, counts):
+            return counts
+        kept = [counts if c is cluster else c.sizes() for c in self.clusters]
+        settled = settle(self.layout, self.mask(kept))
+        asked: dict[AtomKey, int] = defaultdict(int)
+        for atom, count in zip(cluster.atoms, counts.tolist(), strict=True):
+            asked[atom.key] += count
+        found = counts.copy()
+        for i, atom in enumerate(cluster.atoms):
+            if settled.get(atom.key, 0) != asked[atom.key]:
+                found[i] = settled.get(atom.key, 0)
+        fits = cluster.binds(found) and bool((found <= cluster.sizes()).all())
+        return found if fits else None
+
+    def levels(self, cluster: Cluster) -> np.ndarray:
+        """List the counts between keeping all of a cluster and the least of it, each once."""
         steps = min(_LEVELS, max(atom.channels.size for atom in cluster.atoms) * len(cluster.atoms))
-        masks: Ladder = []
+        levels: list[np.ndarray] = []
         for step in range(steps + 1):
-            mask = self.nearest(cluster, dict.fromkeys(cluster.groups, step / steps))
-            if not masks or mask.sum() < masks[-1].sum():
-                masks.append(mask)
-        return masks
+            counts = self.nearest(cluster, dict.fromkeys(cluster.groups, step / steps))
+            if not levels or counts.sum() < levels[-1].sum():
+                levels.append(counts)
+        return np.stack(levels)
+
+    def ladder(self, cluster: Cluster, levels: np.ndarray) -> Ladder:
+        """Say which channels of a cluster are kept at every level."""
+        channels = np.concatenate([atom.channels for atom in cluster.atoms])
+        counts = np.repeat(levels, cluster.sizes(), axis=1)
+        return Ladder(channels, self._rank[channels] < counts)
 
 
 def _fit(chooser: _Chooser, budget: Budget, damage: Damage | None) -> np.ndarray:
@@ -149,7 +169,7 @@ def _fit(chooser: _Chooser, budget: Budget, damage: Damage | None) -> np.ndarray
     dense = asdict(predict(groups, np.ones(groups.channels, dtype=bool)))
     limits = budget.resolve(Costs(**dense))
     levels = [chooser.levels(cluster) for cluster in chooser.clusters]
-    smallest = asdict(predict(groups, _combine(levels, [len(ladder) - 1 for ladder in levels])))
+    smallest = asdict(predict(groups, chooser.mask([found[-1] for found in levels])))
     for name, limit in limits.items():
         least = smallest[name]
         if least > limit:
@@ -159,21 +179,43 @@ def _fit(chooser: _Chooser, budget: Budget, damage: Damage | None) -> np.ndarray
                 "or exclude less",
                 reachable=least,
             )
-    order = _evenly(levels) if damage is None else _by_damage(chooser, levels, limits, damage)
-    return _combine(levels, _spend(groups, levels, limits, order))
+    bill = _Bill(chooser, levels, limits)
+    order = _evenly(levels) if damage is None else _by_damage(chooser, levels, bill, damage)
+    at = _spend(bill, len(levels), order)
+    return chooser.mask([found[i] for found, i in zip(levels, at, strict=True)])
 
 
-def _combine(levels: list[Ladder], at: list[int]) -> np.ndarray:
-    mask: np.ndarray = np.logical_and.reduce([lad[i] for lad, i in zip(levels, at, strict=True)])
-    return mask
+class _Bill:
+    """What the budget limits, while clusters go from level to level."""
+
+    def __init__(
+        self, chooser: _Chooser, levels: Sequence[np.ndarray], limits: Mapping[str, int]
+    ) -> None:
+        groups = chooser.groups
+        ladders = [chooser.ladder(c, n) for c, n in zip(chooser.clusters, levels, strict=True)]
+        terms = {"macs": mac_terms, "params": param_terms}
+        units = {"macs": groups.graph.samples, "params": 1}
+        self._limits = {name: (limit + 1) * units[name] - 1 for name, limit in limits.items()}
+        self.costs = {
+            name: LadderCosts(terms[name](groups), ladders, groups.channels) for name in limits
+        }
+
+    def set(self, at: Sequence[int]) -> None:
+        """Put every cluster at a level."""
+        for costs in self.costs.values():
+            costs.set(at)
+
+    def move(self, cluster: int, level: int) -> None:
+        """Put one cluster at another level."""
+        for costs in self.costs.values():
+            costs.move(cluster, level)
+
+    def fits(self) -> bool:
+        """Say whether the budget is kept."""
+        return all(costs.total() <= self._limits[name] for name, costs in self.costs.items())
 
 
-def _fits(groups: Groups, mask: np.ndarray, limits: Mapping[str, int]) -> bool:
-    costs = asdict(predict(groups, mask))
-    return all(costs[name] <= limit for name, limit in limits.items())
-
-
-def _evenly(levels: list[Ladder]) -> list[int]:
+def _evenly(levels: Sequence[np.ndarray]) -> list[int]:
     """Order the steps so that at any time every cluster has lost about the same share."""
     steps = [
         (i / (len(ladder) - 1), c) for c, ladder in enumerate(levels) for i in range(1, len(ladder))
@@ -182,62 +224,66 @@ def _evenly(levels: list[Ladder]) -> list[int]:
 
 
 def _by_damage(
-    chooser: _Chooser, levels: list[Ladder], limits: Mapping[str, int], damage: Damage
+    chooser: _Chooser, levels: Sequence[np.ndarray], bill: _Bill, damage: Damage
 ) -> list[int]:
     """Order the steps by damage per cost saved, least first, given the steps before.
 
     A cluster may take several levels at once where that is the better bargain (the lower convex
     hull of its curve), so a bump in a curve does not block what lies behind it.
     """
-    terms = mac_terms(chooser.groups) if "macs" in limits else param_terms(chooser.groups)
-    curves = [
-        _curve(chooser, cluster, ladder, damage)
-        for cluster, ladder in zip(chooser.clusters, levels, strict=True)
-    ]
-    ladders = LadderCosts(terms, levels)
+    costs = bill.costs.get("macs") or bill.costs["params"]
+    curves = [_curve(c, found, damage) for c, found in zip(chooser.clusters, levels, strict=True)]
     at = [0] * len(levels)
+    prices = [0.0] * len(levels)
+    jumps = [0] * len(levels)
+    changed = list(range(len(levels)))
     order: list[int] = []
-    while True:
-        best: tuple[float, int, int] | None = None
-        for c, ladder in enumerate(levels):
-            if at[c] + 1 == len(ladder):
-                continue
-            saved = np.maximum(ladders.savings(at, c), 1e-9)
+    while left := [c for c, found in enumerate(levels) if at[c] + 1 < len(found)]:
+        for c in set(left).intersection(changed):
+            saved = np.maximum(costs.savings(c), 1e-9)
             price = (curves[c][at[c] + 1 :] - curves[c][at[c]]) / saved
-            j = int(price.argmin())
-            if best is None or price[j] < best[0]:
-                best = (float(price[j]), c, j + 1)
-        if best is None:
-            return order
-        _, c, jump = best
-        order += [c] * jump
-        at[c] += jump
-        if _fits(chooser.groups, _combine(levels, at), limits):
-            return order
+            jumps[c] = int(price.argmin()) + 1
+            prices[c] = float(price.min())
+        best = min(left, key=prices.__getitem__)
+        order += [best] * jumps[best]
+        at[best] += jumps[best]
+        bill.move(best, at[best])
+        if bill.fits():
+            break
+        changed = costs.neighbours(best)
+    return order
 
 
-def _curve(chooser: _Chooser, cluster: Cluster, ladder: Ladder, damage: Damage) -> np.ndarray:
+def _curve(cluster: Cluster, levels: np.ndarray, damage: Damage) -> np.ndarray:
     """Predict the damage at every level of one cluster."""
-    found = [chooser.groups[name] for name in cluster.groups]
-    return np.array([sum(damage(g.name, len(kept_of(g, m))) for g in found) for m in ladder])
+    of_group = np.array([[atom.group == name for atom in cluster.atoms] for name in cluster.groups])
+    kept = levels @ of_group.T
+    return np.array(
+        [
+            sum(damage(g, n) for g, n in zip(cluster.groups, row, strict=True))
+            for row in kept.tolist()
+        ]
+    )
 
 
-def _spend(
-    groups: Groups, levels: list[Ladder], limits: Mapping[str, int], order: list[int]
-) -> list[int]:
+def _spend(bill: _Bill, clusters: int, order: list[int]) -> list[int]:
     """Take as few steps of the order as fit the budget, then give back what was too much."""
     low, high = 0, len(order)
     while low < high:
         middle = (low + high) // 2
-        if _fits(groups, _combine(levels, _after(order[:middle], len(levels))), limits):
+        bill.set(_after(order[:middle], clusters))
+        if bill.fits():
             high = middle
         else:
             low = middle + 1
-    at = _after(order[:high], len(levels))
+    at = _after(order[:high], clusters)
+    bill.set(at)
     for c in reversed(order[:high]):
-        at[c] -= 1
-        if not _fits(groups, _combine(levels, at), limits):
-            at[c] += 1
+        bill.move(c, at[c] - 1)
+        if bill.fits():
+            at[c] -= 1
+        else:
+            bill.move(c, at[c])
     return at
 
 

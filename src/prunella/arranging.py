@@ -7,34 +7,65 @@ them: right by construction, with no index arithmetic of its own.
 """
 
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
-from prunella.counting import AtomKey, atoms_of, clusters
-from prunella.coupling import close, propagate
+from prunella.counting import AtomKey, Cluster, clusters, membership
+from prunella.coupling import close, collect, propagate
 from prunella.errors import CouplingError
 from prunella.labels import Labels
 from prunella.plan import Axis, Groups
 from prunella.resizing import Flow, flow_of, resized
 
 
-def arrange(groups: Groups, mask: np.ndarray) -> dict[Axis, np.ndarray]:
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The groups of a network, with what is needed to cut some of their channels."""
+
+    groups: Groups
+
+    @cached_property
+    def clusters(self) -> tuple[Cluster, ...]:
+        """Return the groups that may be cut, sorted into clusters."""
+        return clusters(self.groups)
+
+    @cached_property
+    def flow(self) -> Flow:
+        """Return how labels went through the network."""
+        return flow_of(self.groups)
+
+    @cached_property
+    def moving(self) -> np.ndarray:
+        """Say for every channel number whether a movement operator cuts its cluster apart."""
+        moving = np.zeros(self.groups.channels, dtype=bool)
+        for cluster in self.clusters:
+            if cluster.moved:
+                for atom in cluster.atoms:
+                    moving[atom.channels] = True
+        return moving
+
+
+def arrange(layout: Layout, mask: np.ndarray) -> dict[Axis, np.ndarray]:
     """Return the kept positions of every axis in the pruned model's order, `[kept]` or by block.
 
     Args:
-        groups: The groups of a network.
+        layout: The groups of a network.
         mask: For every channel number, whether it is kept.
     """
-    moving = _moving(groups)
-    now = mask | ~moving  # the others keep their order: cut them afterwards
-    labels, components = _propagate_pruned(flow_of(groups), now)
+    groups = layout.groups
+    now = mask | ~layout.moving  # the others keep their order: cut them afterwards
+    if now.all():
+        return {axis: _positions(number, mask) for axis, number in groups.axes.items()}
+    labels, components = _propagate_pruned(layout.flow, now)
     channel = np.full(components.max(initial=-1) + 1, -1)
-    kept_by_atom: dict[AtomKey, list[int]] = defaultdict(list)
-    for atom in atoms_of(groups):  # several have one key where only a tie tells them apart
-        kept_by_atom[atom.key] += [int(n) for n in atom.channels if now[n]]
+    kept_by_atom: dict[AtomKey, list[np.ndarray]] = defaultdict(list)
+    for cluster in layout.clusters:
+        for atom in cluster.atoms:  # several have one key where only a tie tells them apart
+            kept_by_atom[atom.key].append(atom.channels[now[atom.channels]])
     for key, found in _atoms_of(groups, labels, components).items():
-        kept = sorted(kept_by_atom.get(key, []))
+        kept = np.sort(np.concatenate([*kept_by_atom[key], np.empty(0, dtype=np.int64)]))
         if len(kept) != len(found):
             raise CouplingError(
                 f"the order of the channels of `{key[0]}` cannot be told: the pruned network has "
@@ -47,31 +78,21 @@ def arrange(groups: Groups, mask: np.ndarray) -> dict[Axis, np.ndarray]:
         rows = [
             row[mask[n[row]]]
             for n, c in zip(np.atleast_2d(number), np.atleast_2d(wanted), strict=True)
-            for row in (_gather(n, now, c),)
+            for row in (_gather(axis, n, now, c),)
         ]
         positions[axis] = np.stack(rows) if number.ndim == 2 else rows[0]
     return positions
 
 
-def _moving(groups: Groups) -> np.ndarray:
-    """Say for every channel number whether a movement operator cuts its cluster apart."""
-    moving = np.zeros(groups.channels, dtype=bool)
-    for cluster in clusters(groups):
-        if cluster.moved:
-            for atom in cluster.atoms:
-                moving[atom.channels] = True
-    return moving
-
-
-def settle(flow: Flow, mask: np.ndarray) -> dict[AtomKey, int]:
+def settle(layout: Layout, mask: np.ndarray) -> dict[AtomKey, int]:
     """Say how many channels of every atom the network has in the shapes that a mask gives.
 
     Rows that keep equally many fix the shapes, but not yet what a later cut takes from which row:
     an interleaved dimension of 2k channels cut in two gives ceil(k / 2) of the first row to the
     first half, say. The pruned network itself says.
     """
-    labels, components = _propagate_pruned(flow, mask)
-    return {key: len(found) for key, found in _atoms_of(flow.groups, labels, components).items()}
+    labels, components = _propagate_pruned(layout.flow, mask)
+    return {key: len(found) for key, found in _atoms_of(layout.groups, labels, components).items()}
 
 
 def _propagate_pruned(flow: Flow, mask: np.ndarray) -> tuple[Labels, np.ndarray]:
@@ -82,42 +103,55 @@ def _propagate_pruned(flow: Flow, mask: np.ndarray) -> tuple[Labels, np.ndarray]
     return labels, close(labels)
 
 
-def _gather(number: np.ndarray, mask: np.ndarray, channels: np.ndarray) -> np.ndarray:
+def _positions(number: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the kept positions of an axis, by block where it has blocks, in their own order."""
+    if number.ndim == 1:
+        return np.flatnonzero(mask[number])
+    return np.stack([np.flatnonzero(mask[row]) for row in number])
+
+
+def _gather(axis: Axis, number: np.ndarray, mask: np.ndarray, channels: np.ndarray) -> np.ndarray:
     """Return where an axis has the channels the pruned network wants on it; frozen ones stay."""
-    waiting: dict[int, list[int]] = defaultdict(list)
-    for position in np.flatnonzero(mask[number]).tolist():
-        waiting[int(number[position])].append(position)
-    frozen = (p for n, found in waiting.items() if n not in set(channels.tolist()) for p in found)
-    return np.array([waiting[c].pop(0) if c >= 0 else next(frozen) for c in channels.tolist()])
+    positions = np.flatnonzero(mask[number])
+    kept = number[positions]
+    kept = np.where(np.isin(kept, channels), kept, -1)
+    have, want = np.argsort(kept, kind="stable"), np.argsort(channels, kind="stable")
+    if not np.array_equal(kept[have], channels[want]):
+        raise CouplingError(
+            f"the order of the channels along dimension {axis.dim} of `{axis.tensor}` cannot be "
+            "told; exclude its module"
+        )
+    gathered = np.empty_like(positions)
+    gathered[want] = positions[have]
+    return gathered
 
 
-def _atoms_of(groups: Groups, labels: Labels, components: np.ndarray) -> dict[AtomKey, list[int]]:
+def _atoms_of(groups: Groups, labels: Labels, components: np.ndarray) -> dict[AtomKey, np.ndarray]:
     """Sort the pruned network's components into the original's atoms, in order of position."""
     order = {axis: i for i, axis in enumerate(groups.axes)}
     by_axes = {
         np.repeat(
             *np.array(sorted((order[a], p.shape[1]) for a, p in g.axes.items())).T
-        ).tobytes(): g
+        ).tobytes(): g.name
         for g in groups
     }
-    rows: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
-    for b, block in enumerate(groups.blocks):
-        if block.tie:
-            continue
-        for r, row in enumerate(components[labels.rows[block.index].labels.numpy()]):
-            for component, times in zip(*np.unique(row, return_counts=True), strict=True):
-                rows[int(component)].append((b, r, int(times)))
-    owners = [components[labels.axes[axis].reshape(-1).numpy()] for axis in groups.axes]
-    owner = np.concatenate(owners)
-    axis_of = np.repeat(np.arange(len(owners)), [len(o) for o in owners])
-    by_owner = np.argsort(owner, kind="stable")
-    found, starts = np.unique(owner[by_owner], return_index=True)
-    first = by_owner[starts]  # where each component comes first
-    signatures = np.split(axis_of[by_owner], starts[1:])
-    atoms: dict[AtomKey, list[int]] = defaultdict(list)
-    for i in np.argsort(first):
-        group = by_axes.get(signatures[i].tobytes())
-        if group is not None:
-            component = int(found[i])
-            atoms[group.name, tuple(rows[component])].append(component)
+    rows, decode = membership(
+        [
+            (b, components[labels.rows[block.index].labels.numpy()])
+            for b, block in enumerate(groups.blocks)
+            if not block.tie
+        ],
+        components.max(initial=-1) + 1,
+    )
+    units = collect([labels.axes[axis] for axis in groups.axes], components)
+    rows = rows.take(units.components)
+    on_axes = np.full(len(units.components), -1)  # a number for every set of axes
+    for i, found in enumerate(units.axis.alike(np.zeros(len(on_axes)))):
+        if units.axis.row(found[0]).tobytes() in by_axes:
+            on_axes[found] = i
+    atoms: dict[AtomKey, np.ndarray] = {}
+    for found in rows.alike(on_axes):
+        if on_axes[found[0]] >= 0:
+            name = by_axes[units.axis.row(found[0]).tobytes()]
+            atoms[name, decode(rows.row(found[0]))] = units.components[found]
     return atoms

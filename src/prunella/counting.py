@@ -7,7 +7,7 @@ SciPy's HiGHS solver.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,12 @@ from scipy.sparse.csgraph import connected_components
 
 from prunella.errors import CouplingError
 from prunella.plan import Blocks, Group, Groups
+from prunella.ragged import Ragged, sorted_by
 
-AtomKey = tuple[str, tuple[tuple[int, int, int], ...]]
+Membership = tuple[tuple[int, int, int], ...]
+"""The rows something is in: (index of the blocks, row, how often)."""
+
+AtomKey = tuple[str, Membership]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +34,7 @@ class Atom:
     """
 
     group: str
-    rows: tuple[tuple[int, int, int], ...]
+    rows: Membership
     channels: np.ndarray
     ties: frozenset[int] = frozenset()
 
@@ -79,27 +83,28 @@ def clusters(groups: Groups) -> tuple[Cluster, ...]:
     """Sort the groups that may be cut into clusters."""
     bound = _bound(groups)
     atoms: dict[str, list[Atom]] = defaultdict(list)
-    for atom in atoms_of(groups):
+    for atom in _atoms(groups):
         atoms[atom.group].append(atom)
-    by_cluster: dict[int, list[int]] = defaultdict(list)
-    for i in range(len(groups)):
-        by_cluster[bound[i]].append(i)
-    members = [tuple(groups.prunable[i] for i in found) for found in by_cluster.values()]
-    return tuple(_cluster(groups, found, [a for g in found for a in atoms[g.name]])
-                 for found in members)  # fmt: skip
-
-
-def _owner(groups: Groups) -> np.ndarray:
-    """Map every channel number, and -1, to the index of its group; what is in none to -1."""
-    owner = np.full(groups.channels + 1, -1)
-    for i, group in enumerate(groups):
-        owner[group.start : group.start + group.channels] = i
-    return owner
+    members: dict[int, list[Group]] = defaultdict(list)
+    for cluster, group in zip(bound.tolist(), groups, strict=True):
+        members[cluster].append(group)
+    inside = np.full(groups.channels + 1, -1)  # by channel: its atom in the cluster at hand
+    made: list[Cluster] = []
+    for found in members.values():
+        mine = [atom for group in found for atom in atoms[group.name]]
+        for i, atom in enumerate(mine):
+            inside[atom.channels] = i
+        made.append(_cluster(groups, found, mine, inside))
+        for atom in mine:
+            inside[atom.channels] = -1
+    return tuple(made)
 
 
 def _bound(groups: Groups) -> np.ndarray:
     """Number the clusters: `[groups]` -> cluster. Groups share one through rows or a whole axis."""
-    owner = _owner(groups)
+    owner = np.full(groups.channels + 1, -1)  # by channel number, and for -1: the group's index
+    for i, group in enumerate(groups):
+        owner[group.start : group.start + group.channels] = i
     pairs: list[tuple[int, int]] = []
     for block in groups.blocks:
         found = np.unique(owner[block.rows])
@@ -113,71 +118,91 @@ def _bound(groups: Groups) -> np.ndarray:
     return np.asarray(cluster)
 
 
-def atoms_of(groups: Groups) -> list[Atom]:
+def membership(
+    blocks: Sequence[tuple[int, np.ndarray]], count: int
+) -> tuple[Ragged, Callable[[np.ndarray], Membership]]:
+    """Say in which rows each of the numbers below `count` is.
+
+    Args:
+        blocks: Index and rows, `[rows, size]`, of every constraint.
+        count: Numbers that are not below it, and negative ones, are left out.
+
+    Returns:
+        A row of codes for every number, and what decodes such a row.
+    """
+    owners: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
+    codes: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
+    lines: list[tuple[int, int]] = []  # (index of the blocks, row)
+    most = 1 + max((rows.shape[1] for _, rows in blocks), default=0)
+    for b, rows in blocks:
+        number, size = rows.astype(np.int64), len(rows)
+        line = np.broadcast_to(np.arange(size)[:, None], rows.shape)
+        known = (number >= 0) & (number < count)
+        found, times = np.unique(number[known] * size + line[known], return_counts=True)
+        owners.append(found // size)
+        codes.append((len(lines) + found % size) * most + times)
+        lines += [(b, r) for r in range(size)]
+
+    def decode(row: np.ndarray) -> Membership:
+        return tuple((*lines[code // most], code % most) for code in row.tolist())
+
+    return sorted_by(np.concatenate(owners), np.concatenate(codes), count), decode
+
+
+def _atoms(groups: Groups) -> list[Atom]:
     """Sort the channels that may be cut into atoms, group by group."""
-    membership: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
-    for b, block in enumerate(groups.blocks):
-        for r, row in enumerate(block.rows):
-            for channel, times in zip(*np.unique(row, return_counts=True), strict=True):
-                membership[int(channel)].append((b, r, int(times)))
-    atoms: list[Atom] = []
+    sizes = [group.channels for group in groups]
+    rows, decode = membership(
+        [(b, block.rows) for b, block in enumerate(groups.blocks)], sum(sizes)
+    )
+    owner = np.repeat(np.arange(len(groups)), sizes)  # channels that may be cut come first
     ties = frozenset(b for b, block in enumerate(groups.blocks) if block.tie)
-    for group in groups:
-        alike: dict[tuple[tuple[int, int, int], ...], list[int]] = defaultdict(list)
-        for number in range(group.start, group.start + group.channels):
-            alike[tuple(membership.get(number, ()))].append(number)
-        atoms += [Atom(group.name, rows, np.array(found), ties) for rows, found in alike.items()]
-    return atoms
+    return [
+        Atom(groups.prunable[owner[found[0]]].name, decode(rows.row(found[0])), found, ties)
+        for found in rows.alike(owner)
+    ]
 
 
-def _cluster(groups: Groups, found: tuple[Group, ...], atoms: list[Atom]) -> Cluster:
-    numbers = {int(n) for atom in atoms for n in atom.channels}
-    counted = [row for block in groups.blocks for row in _differences(block, atoms, numbers)]
-    equal, offset = zip(*counted, strict=True) if counted else ((), ())
-    least = _axis_rows(groups, found, atoms)
-    n = len(atoms)
+def _cluster(
+    groups: Groups, found: Sequence[Group], atoms: Sequence[Atom], inside: np.ndarray
+) -> Cluster:
+    bound = sorted({b for atom in atoms for b, _, _ in atom.rows})
+    counts = {b: np.zeros((len(groups.blocks[b].rows), len(atoms)), dtype=int) for b in bound}
+    for i, atom in enumerate(atoms):
+        for b, r, times in atom.rows:
+            counts[b][r, i] = times
+    equal = [np.zeros((0, len(atoms)), dtype=int)]
+    offset = [np.zeros(0, dtype=int)]
+    for b in bound:
+        # What is in a row beside the cluster's channels is frozen.
+        frozen = (inside[groups.blocks[b].rows] < 0).sum(1)
+        equal.append(counts[b][1:] - counts[b][0])
+        offset.append(frozen[1:] - frozen[0])
+    blocks = [groups.blocks[b] for b in bound]
     return Cluster(
         tuple(group.name for group in found),
         tuple(atoms),
-        any(groups.blocks[b].moved for atom in atoms for b, _, _ in atom.rows),
-        np.array(equal, dtype=int).reshape(-1, n),
-        np.array(offset, dtype=int),
-        np.array(least, dtype=int).reshape(-1, n),
+        any(block.moved for block in blocks),
+        np.concatenate(equal),
+        np.concatenate(offset),
+        _axis_rows(groups, found, blocks, len(atoms), inside),
     )
 
 
-def _differences(
-    block: Blocks, atoms: list[Atom], numbers: set[int]
-) -> list[tuple[np.ndarray, int]]:
-    """Return, for each row but the first, its counts minus the first row's: by atom, and frozen."""
-    if not numbers & set(block.rows.reshape(-1).tolist()):
-        return []
-    # An atom's channels all occur equally often in a row, so its first one speaks for it.
-    heads = np.array([atom.channels[0] for atom in atoms])
-    counts = np.stack([(row[None] == heads[:, None]).sum(1) for row in block.rows])
-    fixed = (~np.isin(block.rows, list(numbers))).sum(1)
-    return [(counts[r] - counts[0], int(fixed[r] - fixed[0])) for r in range(1, len(counts))]
-
-
-def _axis_rows(groups: Groups, found: tuple[Group, ...], atoms: list[Atom]) -> list[np.ndarray]:
+def _axis_rows(
+    groups: Groups, found: Sequence[Group], blocks: Sequence[Blocks], n: int, inside: np.ndarray
+) -> np.ndarray:
     """Return which atoms keep each axis (or each conv group's part of it) from being emptied."""
-    owner = {int(n): i for i, atom in enumerate(atoms) for n in atom.channels}
+    axes = dict.fromkeys(axis for group in found for axis in group.axes)
+    parts = [part for axis in axes for part in np.atleast_2d(groups.axes[axis])]
+    parts += [row for block in blocks if block.moved for row in block.rows]
     rows: dict[bytes, np.ndarray] = {}
-    for axis in {axis for group in found for axis in group.axes}:
-        for part in np.atleast_2d(groups.axes[axis]):
-            counts = np.zeros(len(atoms), dtype=int)
-            inside = [owner[n] for n in part.tolist() if n in owner]
-            if len(inside) < len(part):
-                continue  # channels outside the cluster are on it too
-            counts[inside] = 1
-            rows[counts.tobytes()] = counts
-    for block in groups.blocks:
-        for row in block.rows:
-            inside = [owner[n] for n in row.tolist() if n in owner]
-            if block.moved and len(inside) == len(row):
-                counts = np.bincount(inside, minlength=len(atoms)).clip(max=1)
-                rows[counts.tobytes()] = counts
-    return list(rows.values())
+    for part in parts:
+        present = inside[part]
+        if (present >= 0).all():  # else channels outside the cluster are on it too
+            present = np.bincount(present, minlength=n).clip(max=1)
+            rows[present.tobytes()] = present
+    return np.array(list(rows.values()), dtype=int).reshape(-1, n)
 
 
 def nearest_counts(cluster: Cluster, ratios: Mapping[str, float]) -> np.ndarray:

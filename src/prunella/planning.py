@@ -5,18 +5,19 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from prunella.arranging import arrange
+from prunella.arranging import Layout, arrange
 from prunella.costs.predicted import predict
 from prunella.errors import NothingToPruneError
-from prunella.plan import Axis, Group, Groups, Indices, Plan
+from prunella.plan import Group, Groups, Indices, Plan
 
 
-def make_plan(groups: Groups, mask: np.ndarray) -> Plan:
+def make_plan(groups: Groups, mask: np.ndarray, layout: Layout | None = None) -> Plan:
     """Make the plan that keeps the channels of `mask`.
 
     Args:
         groups: The groups of a network.
         mask: For every channel number, whether it is kept: bool, `[groups.channels]`.
+        layout: The layout of the groups, where it is at hand.
 
     Raises:
         NothingToPruneError: The mask keeps everything.
@@ -24,7 +25,7 @@ def make_plan(groups: Groups, mask: np.ndarray) -> Plan:
     if mask.all():
         raise nothing_to_prune(groups)
     kept: dict[str, dict[int, Indices]] = defaultdict(dict)
-    for axis, positions in _positions(groups, mask).items():
+    for axis, positions in arrange(layout or Layout(groups), mask).items():
         if positions.size < groups.axes[axis].size or (np.diff(positions) != 1).any():
             kept[axis.tensor][axis.dim] = _indices(positions)
     attributes: dict[str, dict[str, int]] = defaultdict(dict)
@@ -71,17 +72,6 @@ def nothing_to_prune(groups: Groups) -> NothingToPruneError:
         )
     reasons = "\n  ".join(groups.why_frozen()[:20]) or "the network has no weights with channels"
     return NothingToPruneError(f"nothing can be pruned, every group is frozen:\n  {reasons}")
-
-
-def _positions(groups: Groups, mask: np.ndarray) -> dict[Axis, np.ndarray]:
-    if any(block.moved for block in groups.blocks):
-        return arrange(groups, mask)
-    return {
-        axis: np.stack([np.flatnonzero(mask[row]) for row in number])
-        if number.ndim == 2
-        else np.flatnonzero(mask[number])
-        for axis, number in groups.axes.items()
-    }
 
 
 def _indices(positions: np.ndarray) -> Indices:
