@@ -225,6 +225,7 @@ class _Reader:
                 training=training,
                 sizes={path: size for path, size in sizes.items() if size is not None},
                 line=line_of(node),
+                grad=node.meta.get("grad", True),
             )
         )
 
