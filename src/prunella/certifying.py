@@ -209,7 +209,8 @@ def _perturb(
 ) -> None:
     """Move every float tensor a little at random, the same in both; one at a time, for memory.
 
-    What is positive (a variance) stays positive.
+    What is positive (a variance) stays positive. What is tiny (a layer scale) becomes a tenth: it
+    would hide what goes on behind it.
     """
     generator = torch.Generator().manual_seed(2)
     wide, sliced = tensors(masked), tensors(small)
@@ -217,7 +218,8 @@ def _perturb(
         if original.is_floating_point():
             tensor = original.detach().to(dtype)
             noise = torch.randn(tensor.shape, generator=generator).to(tensor)
-            tensor = tensor * (0.1 * noise).exp()
+            largest = tensor.abs().max().item() if tensor.numel() else 0.0
+            tensor = tensor * (0.1 * noise).exp() * (0.1 / largest if 0 < largest < 0.01 else 1)
             if not bool((tensor > 0).all()):
                 tensor = tensor + 0.02 * noise
             sliced[name].copy_(take(tensor, plan.kept.get(name, {})))
