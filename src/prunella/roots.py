@@ -10,9 +10,11 @@ class Roots:
         self._parent = np.empty(0, dtype=np.int64)
 
     def grow(self, count: int) -> None:
-        """Make room for the numbers below `count`, each alone at first."""
+        """Make room for the numbers below `count`, each alone at first, and for many more."""
         known = len(self._parent)
-        self._parent = np.concatenate([self._parent, np.arange(known, count)])
+        if count > known:
+            more = np.arange(known, max(2 * known, count))
+            self._parent = np.concatenate([self._parent, more])
 
     def join(self, a: np.ndarray, b: np.ndarray) -> None:
         """Put the numbers of `a` together with those of `b`, position by position."""
