@@ -2,9 +2,10 @@
 
 import tempfile
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import prunella
 from benchmarks.zoo.network import Arguments, Draw, Network
@@ -51,10 +52,21 @@ def exports(pruned: nn.Module, dense: nn.Module, inputs: Arguments) -> str:
 def _export(model: nn.Module, inputs: Arguments) -> str:
     args, kwargs = inputs
     try:
-        torch.export.export(model.eval(), args, kwargs, strict=False)
+        torch.export.export(_Tensors(model.eval()), args, kwargs, strict=False)
     except Exception as error:  # noqa: BLE001 - whatever the model's own code raises
         return f"{type(error).__name__}: {first_line(error)}"
     return YES
+
+
+class _Tensors(nn.Module):
+    """Returns a model's output as a tuple of tensors: containers (caches) are not all exported."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        return tuple(tensors_in(self.model(*args, **kwargs)))
 
 
 def trains(pruned: nn.Module, network: Network) -> str:
