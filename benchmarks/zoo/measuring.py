@@ -2,6 +2,7 @@
 
 import random
 import resource
+import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable
@@ -67,7 +68,10 @@ def measure(name: str, build: Callable[[str], Network], say: Said, uneven: bool 
         "trains": lambda: checking.trains(result.model, network),
     }.items():
         say(check)
+        began = time.process_time()
         row = _with(row, check, run)
+        spent = {**row.seconds, check: round(time.process_time() - began, 3)}
+        row = replace(row, seconds=spent)
         say(row)
 
 

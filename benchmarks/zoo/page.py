@@ -29,7 +29,7 @@ since no score of a random network is high. Each network has a process of its ow
   model agree, unless *checks* says no.
 - *units*: channels that may be cut (a whole attention head is one); *groups* of them; *frozen*
   groups that may not be cut.
-- *seconds*: {stages}; they were taken beside other work.
+- *seconds* of one core: {stages}.
 - *GB*: peak memory of the process, its libraries included.
 - *checks*: `C` costs as predicted; `L` saved, loaded into a fresh instance, the same outputs; `E`
   exports with `torch.export`; `T` takes a training step with a finite loss, in which every

@@ -32,7 +32,7 @@ class Row:
         frozen: Groups that may not be cut.
         reasons: Why not, most costly first: reason, groups, channels, share of the MACs they hold.
         uneven: The certificate's error at uneven ratios, where that was asked for.
-        seconds: Spent in each stage; "all" is the whole call.
+        seconds: Spent in each stage and in each check; "all" is the whole call of `prune`.
         memory_gb: Peak of the process when the pruned model was there.
         checks: What was tried on the pruned model: "yes", or what went wrong.
         limits: Seconds and GB that it might take.
