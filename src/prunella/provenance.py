@@ -56,6 +56,9 @@ class Tracked(int):
     def __ne__(self, other: object) -> bool:
         return not self == other
 
+    def __neg__(self) -> "Tracked":
+        return Tracked(-int(self), Calc("-", 0, self.origin), self.equal)
+
     __hash__ = int.__hash__
 
     def __deepcopy__(self, memo: object) -> "Tracked":

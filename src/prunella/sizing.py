@@ -110,7 +110,9 @@ class _Binder:
                 break
             waiting = left
         for attr, count in self.bound.items():
-            if not self._thaw(count).constant:
+            if (count.times < 0).any() or count.fixed < 0:  # no number of channels: hold it
+                self._freeze(count.ids, "its size is subtracted from another", None)
+            elif not self._thaw(count).constant:
                 row = np.repeat(count.ids, count.times)
                 row = np.append(row, np.full(count.fixed, -1))
                 self.labels.followed.append(

@@ -1,6 +1,7 @@
 """Movement operators: run on the labels themselves, so there is no index arithmetic by hand."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -265,6 +266,8 @@ def _join(labels: Labels, node: Node, parts: list[Operand], dim: int) -> Layers:
 
     A part that is not labelled along `dim` gets labels of its own that may not be cut.
     """
+    parts = [part for part in parts if part.shape[dim]] or parts  # an empty one adds nothing
+    parts = _by_heads(labels, parts, dim, node)
     along: list[Tensor] = []
     across: list[Operand] = []
     labelled = any(varies(a, dim) for part in parts for a in part.layers)
@@ -283,6 +286,19 @@ def _join(labels: Labels, node: Node, parts: list[Operand], dim: int) -> Layers:
             along.append(mine[0])
     met = labels.meet(across[0].shape, across, node)
     return (*met, _side_by_side(labels, along, dim, node)) if labelled else met
+
+
+def _by_heads(labels: Labels, parts: list[Operand], dim: int, node: Node) -> list[Operand]:
+    """Where one part is cut by whole heads only, the others are too (partial rotary embeddings)."""
+    joint = {d for part in parts for a in part.layers if varies(a, dim) for d in varying(a)} - {dim}
+    for part in parts:
+        inside = any(varies(a, dim) for a in part.layers)
+        if joint and not inside and any(joint <= set(varying(a)) for a in part.layers):
+            reason = "is concatenated with what is cut as a whole"
+            return [
+                replace(p, layers=labels.pass_through(p.layers, [dim], reason, node)) for p in parts
+            ]
+    return parts
 
 
 def _side_by_side(labels: Labels, parts: list[Layer], dim: int, node: Node) -> Layer:
