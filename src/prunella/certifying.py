@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ from prunella.structure import tensors
 from prunella.tracing import trace
 
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}
+# In which precision, and whether also where the model's code asks for less: the first that works.
+_WAYS = ((torch.float64, True), (torch.float64, False), (torch.float32, False))
 _HUGE = 1e30  # what stands for infinity, in masks: the limits of float32 and of float64 alike
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -110,22 +113,38 @@ def compare(
     """
     inputs = (args, dict(kwargs or {}))
     kept = _kept(model, plan, inputs, groups) if plan.marked else None
-    case = _Case(model, pruned, plan, inputs, kept)
-    try:
-        return _compare(case, torch.float64)
-    except (RuntimeError, TypeError):
-        return _compare(case, torch.float32)
+    for dtype, everywhere in _WAYS[:-1]:
+        try:
+            return _compare(_Case(model, pruned, plan, inputs, kept, dtype, everywhere))
+        except (RuntimeError, TypeError):
+            continue
+    return _compare(_Case(model, pruned, plan, inputs, kept, *_WAYS[-1]))
 
 
 @dataclass(frozen=True, eq=False)
 class _Case:
-    """What is compared; `kept` only where the masked model must know what is kept."""
+    """What is compared, and how; `kept` only where the masked model must know what is kept."""
 
     model: nn.Module
     pruned: nn.Module
     plan: Plan
     inputs: Inputs
     kept: Resized | None
+    dtype: torch.dtype
+    everywhere: bool
+
+    def copy(self, model: nn.Module) -> nn.Module:
+        return copy.deepcopy(model).to(self.dtype)
+
+    def outputs(self, run: Run, model: nn.Module, inputs: Inputs) -> list[Tensor]:
+        """Run a model in this precision."""
+        cuda = {t.device.index for t in tensors(model).values() if t.device.type == "cuda"}
+        inputs = _cast(copy.deepcopy(inputs), self.dtype)
+        mode = AtLeast(self.dtype) if self.everywhere else nullcontext()
+        with torch.random.fork_rng(devices=sorted(cuda)):  # the caller's go on as before
+            torch.manual_seed(0)  # functional dropout and the like draw the same numbers
+            with evaluating(model), torch.no_grad(), mode:
+                return run(model, inputs)
 
 
 def _kept(model: nn.Module, plan: Plan, inputs: Inputs, groups: Groups | None) -> Resized:
@@ -134,42 +153,41 @@ def _kept(model: nn.Module, plan: Plan, inputs: Inputs, groups: Groups | None) -
     return resized(groups, mask_from(groups, plan))
 
 
-def _compare(case: _Case, dtype: torch.dtype) -> Certificate:
-    run, tolerance = _masked_run(case, dtype), _TOLERANCES[dtype]
-    errors = [_error_on(case, run, case.inputs, dtype, perturbed=False)]
+def _compare(case: _Case) -> Certificate:
+    run = _masked_run(case)
+    errors = [_error_on(case, run, case.inputs, perturbed=False)]
     example = case.kept.flow.groups.graph.example if case.kept else case.plan.example
     if example is not None:
         inputs = make(example, 1, _device(case.model))
-        errors.append(_error_on(case, run, inputs, dtype, perturbed=True))
-    return Certificate(max(errors), tolerance, str(dtype).removeprefix("torch."), len(errors))
+        errors.append(_error_on(case, run, inputs, perturbed=True))
+    name = str(case.dtype).removeprefix("torch.")
+    return Certificate(max(errors), _TOLERANCES[case.dtype], name, len(errors))
 
 
-def _error_on(
-    case: _Case, run: Run, inputs: Inputs, dtype: torch.dtype, *, perturbed: bool
-) -> float:
+def _error_on(case: _Case, run: Run, inputs: Inputs, *, perturbed: bool) -> float:
     """Compare once, on fresh copies: a model may have remembered what it computed before."""
-    masked, small = (copy.deepcopy(m).to(dtype) for m in (case.model, case.pruned))
+    masked, small = case.copy(case.model), case.copy(case.pruned)
     if perturbed:
-        _perturb(case.model, masked, small, case.plan, dtype)
+        _perturb(case.model, masked, small, case.plan)
     apply_mask(masked, case.plan)
-    wanted = _outputs(run, masked, inputs, dtype)
-    return _error(wanted, _outputs(_own, small, inputs, dtype))
+    wanted = case.outputs(run, masked, inputs)
+    return _error(wanted, case.outputs(_own, small, inputs))
 
 
-def _masked_run(case: _Case, dtype: torch.dtype) -> Run:
+def _masked_run(case: _Case) -> Run:
     """Choose how the masked model is computed."""
     kept = case.kept
     if kept is None:
         return _own
     graph = kept.flow.groups.graph
     if not graph.recorded:
-        dense = copy.deepcopy(case.model).to(dtype)
-        wanted = _outputs(_own, dense, case.inputs, dtype)
+        dense = case.copy(case.model)
+        wanted = case.outputs(_own, dense, case.inputs)
         try:
-            found = _outputs(_replayed(graph), dense, case.inputs, dtype)
+            found = case.outputs(_replayed(graph), dense, case.inputs)
         except (AttributeError, RuntimeError):  # an operator that cannot be called by itself
             found = []
-        if _error(wanted, found) <= _TOLERANCES[dtype]:
+        if _error(wanted, found) <= _TOLERANCES[case.dtype]:
             return _replayed(graph, keeping(kept))
 
     def patched(model: nn.Module, inputs: Inputs) -> list[Tensor]:
@@ -190,23 +208,12 @@ def _replayed(graph: Graph, step: Step = run_node) -> Run:
     return run
 
 
-def _outputs(run: Run, model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
-    cuda = {t.device.index for t in tensors(model).values() if t.device.type == "cuda"}
-    inputs = _cast(copy.deepcopy(inputs), dtype)
-    with torch.random.fork_rng(devices=sorted(cuda)):  # the caller's random numbers go on as before
-        torch.manual_seed(0)  # functional dropout and the like draw the same numbers
-        with evaluating(model), torch.no_grad(), AtLeast(dtype):
-            return run(model, inputs)
-
-
 def _device(model: nn.Module) -> torch.device:
     return next((t.device for t in tensors(model).values()), torch.device("cpu"))
 
 
 @torch.no_grad()
-def _perturb(
-    model: nn.Module, masked: nn.Module, small: nn.Module, plan: Plan, dtype: torch.dtype
-) -> None:
+def _perturb(model: nn.Module, masked: nn.Module, small: nn.Module, plan: Plan) -> None:
     """Move every float tensor a little at random, the same in both; one at a time, for memory.
 
     What is positive (a variance) stays positive. What is tiny (a layer scale) becomes a tenth: it
@@ -216,7 +223,7 @@ def _perturb(
     wide, sliced = tensors(masked), tensors(small)
     for name, original in tensors(model).items():
         if original.is_floating_point():
-            tensor = original.detach().to(dtype)
+            tensor = original.detach().to(wide[name].dtype)
             noise = torch.randn(tensor.shape, generator=generator).to(tensor)
             largest = tensor.abs().max().item() if tensor.numel() else 0.0
             tensor = tensor * (0.1 * noise).exp() * (0.1 / largest if 0 < largest < 0.01 else 1)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _RAISED = {
@@ -31,6 +32,8 @@ class AtLeast(TorchDispatchMode):
     precision (the smallest float32 as a mask) become those of `dtype`.
     """
 
+    supports_higher_order_operators = True  # they run as they are: their parts are no arguments
+
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._raised = _RAISED[dtype]
@@ -49,6 +52,8 @@ class AtLeast(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run an operator with all its arguments raised."""
+        if not isinstance(func, OpOverload):
+            return func(*args, **(kwargs or {}))
         if func._schema.is_mutable:  # what is written to must stay the same memory
             return func(*self._numbers(args), **self._numbers(kwargs or {}))
         return self._raise(func(*self._raise(args), **self._raise(kwargs or {})))
