@@ -5,7 +5,7 @@ import math
 import operator
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import combinations, count
 from math import prod
@@ -57,22 +57,22 @@ class Program:
     tensors: tuple[str, ...]
     stuck: str = ""
 
-    @cached_property
-    def run(self) -> Callable[..., tuple[torch.Tensor, ...]]:
-        """Compile the code; a traceback shows its lines."""
+    run: Callable[..., tuple[torch.Tensor, ...]] = field(init=False, repr=False, compare=False)
+    """The compiled function; a traceback through it shows its lines."""
+
+    def __post_init__(self) -> None:
         name = f"<prunella {next(_numbers)}>"
         lines = self.source.splitlines(keepends=True)
         linecache.cache[name] = (len(self.source), None, lines, name)
         names = dict(_KNOWN)
         exec(compile(self.source, name, "exec"), names)
-        run: Callable[..., tuple[torch.Tensor, ...]] = names["forward"]
-        return run
+        object.__setattr__(self, "run", names["forward"])
 
     def __deepcopy__(self, memo: object) -> "Program":
         return self
 
     def __reduce__(self) -> Any:  # a compiled function does not travel
-        return Program, tuple(getattr(self, field.name) for field in fields(self))
+        return Program, tuple(getattr(self, f.name) for f in fields(self) if f.init)
 
 
 def emit(

@@ -83,6 +83,9 @@ def _device(model: nn.Module) -> torch.device:
 def _way(model: nn.Module, plan: Plan, groups: Groups, inputs: Arguments, *, training: bool) -> Way:
     graph = groups.graph
     _check(model, graph)
+    lost = sorted({kind.__name__ for kind in opaque_in(graph.returns)})
+    if lost and not training:
+        log.warning("rewritten, `%s` returns None for its %s", type(model).__name__, lost)
     takes = bound(signature_of(model), *graph.takes)
     called = {arg.name: name for name, arg in takes.items() if isinstance(arg, Ref)}
     names = {name: called.get(name, name) for name in graph.inputs}
@@ -109,15 +112,12 @@ def _sizes(graph: Graph, second: Second | None) -> dict[str, tuple[int | None, .
 
 
 def _check(model: nn.Module, graph: Graph) -> None:
-    name = type(model).__name__
     if graph.recorded:
         raise ConfigError(
-            f"`{name}` cannot be rewritten: its course depends on the data, so that its graph is "
-            "the record of a single run. Exclude the modules whose sizes are written into its code"
+            f"`{type(model).__name__}` cannot be rewritten: its course depends on the data, so "
+            "that its graph is the record of a single run. Exclude the modules whose sizes are "
+            "written into its code"
         )
-    lost = sorted({kind.__name__ for kind in opaque_in(graph.returns)})
-    if lost:
-        log.warning("rewritten, `%s` returns None in place of %s", name, ", ".join(lost))
 
 
 # -- training mode
