@@ -102,18 +102,31 @@ def capture(
         TraceError: The model does not run on these arguments, or cannot be captured.
     """
     flat = _Flat(model, around or _nothing)
+    inputs: tuple[tuple[Any, ...], dict[str, Any]] = _apart((args, dict(kwargs)))
     try:
         with _untouched(model):
-            return _export(flat, args, dict(kwargs))
+            return _export(flat, *inputs)
     except Exception as error:
         if not all(map(_has_memory, tensors(model).values())):
             raise explain(model, args, kwargs, error) from error
         log.info("recording a run of the model, as it cannot be exported: %s", first_line(error))
     try:
         with _untouched(model):
-            return _record(flat, args, dict(kwargs))
+            return _record(flat, *inputs)
     except Exception as error:
         raise explain(model, args, kwargs, error) from error
+
+
+def _apart(inputs: Any) -> Any:
+    """Copy a tensor that is passed twice: what goes by two names are two inputs."""
+    seen: set[int] = set()
+
+    def apart(tensor: Tensor) -> Tensor:
+        known = id(tensor) in seen
+        seen.add(id(tensor))
+        return tensor.detach().clone() if known else tensor
+
+    return pytree.tree_map_only(Tensor, apart, inputs)
 
 
 def _nothing(model: nn.Module) -> AbstractContextManager[None]:

@@ -30,6 +30,7 @@ from prunella.plan import (
 )
 from prunella.ragged import Ragged, ranges, sorted_by
 from prunella.sizing import bind_sizes
+from prunella.unseen import at_hand
 
 Exclude = str | re.Pattern[str] | type[nn.Module]
 
@@ -69,6 +70,10 @@ def propagate(graph: Graph, shapes: dict[str, Shape]) -> Labels:
         for layer in labels.layers.get(name, ()):
             reason = f"reaches the output `{name}`"
             labels.frozen.append((layer.reshape(-1), Frozen(reason, "output", "")))
+    for name, module in at_hand(graph).items():
+        for layer in labels.layers.get(name, ()):
+            reason = f"may be used by `{module}`, which the recorded run did not reach"
+            labels.frozen.append((layer.reshape(-1), Frozen(reason, "capture", module)))
     return labels
 
 

@@ -22,6 +22,7 @@ from prunella.inlining import operator_name
 from prunella.modes import evaluating
 from prunella.provenance import line_of, name_while_capturing, noted, observing
 from prunella.structure import canonical_names, digest_of
+from prunella.unseen import standing_in, understudies
 
 log = logging.getLogger("prunella")
 
@@ -71,6 +72,8 @@ def trace(
         captured = capture(model, args, kwargs, reader.observing)
         reader.read(captured, training=False)
         takes, returns = reader.takes(captured), reader.returns(captured)
+        if captured.recorded:
+            _read_unseen(reader, model, args, kwargs)
         if not training and reader.unused(model):
             _read_training(reader, model, args, kwargs)
     return Graph(
@@ -79,7 +82,7 @@ def trace(
         inputs=tuple(reader.inputs),
         outputs=tuple(reader.outputs),
         modules={name: type(module) for name, module in model.named_modules()},
-        samples=_samples([reader.values[name].shape for name in reader.inputs]),
+        samples=_samples([a.shape for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]),
         digest=digest_of(model),
         example=describe(args, kwargs),
         unused=reader.unused(model),
@@ -89,6 +92,15 @@ def trace(
         returns=returns,
         recorded=captured.recorded,
     )
+
+
+def _read_unseen(
+    reader: "_Reader", model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Read what a recorded run did not reach, where it can stand in for what was reached."""
+    for pairs in understudies(model, reader.unused(model)):
+        with standing_in(pairs):
+            reader.read(capture(model, args, kwargs, reader.observing), training=True)
 
 
 def _read_training(
@@ -132,6 +144,7 @@ class _Reader:
         self._by_source: dict[str, str] = {}  # tied parameters share one value
         self._names: dict[str, str] = {}
         self._returned: list[str] = []
+        self._reads = 0
 
     def observing(self, model: nn.Module) -> AbstractContextManager[None]:
         """Note the origins of numbers, and which the code compared, during the next capture."""
@@ -140,7 +153,8 @@ class _Reader:
 
     def read(self, captured: Captured, *, training: bool) -> None:
         """Add what was captured."""
-        prefix = "training " if training else ""
+        prefix = "training " * self._reads  # a name of its own in every capture
+        self._reads += 1
         names: dict[str, str] = {}  # node name -> value name
         before: dict[str, str] = {}  # name while capturing -> value name
         for node in captured.graph.nodes:
@@ -196,7 +210,7 @@ class _Reader:
         tensor = node.meta.get("val")
         if isinstance(tensor, Tensor) and name not in self.values:
             self.values[name] = _value(name, tensor, source.kind, user_name)
-            if source.kind == "input":
+            if source.kind == "input" and not prefix:
                 self.inputs.append(name)
         return name
 

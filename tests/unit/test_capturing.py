@@ -259,3 +259,17 @@ class Fails(nn.Module):
 def test_a_model_that_does_not_run_is_named_with_its_line() -> None:
     with pytest.raises(TraceError, match=r"`Fails` does not run.*it never works"):
         capture(Fails(), (torch.randn(2),), {})
+
+
+class Twice(nn.Module):
+    def forward(self, a: Tensor, *, b: list[Tensor]) -> Tensor:
+        return a - b[0]
+
+
+def test_a_tensor_passed_twice_is_two_inputs() -> None:
+    x = torch.randn(3)
+    captured = capture(Twice(), (x,), {"b": [x]})
+    names = [captured.takes[0][0].name, captured.takes[1]["b"][0].name]
+    assert len(set(names)) == 2
+    (y,) = run(captured, Twice(), {names[0]: x, names[1]: 2 * x})
+    assert torch.equal(y, -x)
