@@ -13,9 +13,10 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -162,6 +163,10 @@ def _sizes(model: nn.Module) -> _Sizes:
     return _Sizes(shapes, attributes, standard)
 
 
+def _nothing(model: nn.Module) -> None:
+    """Leave the weights as they are."""
+
+
 @dataclass
 class _Blueprint:
     """Builds the user's class from the dict of a config."""
@@ -174,7 +179,14 @@ class _Blueprint:
     def build(self, written: Mapping[str, Any], device: torch.device | str) -> Any:
         """Build the class with arbitrary weights; None (and `failure`) where it refuses."""
         try:
-            with _unheard(), torch.random.fork_rng([]), torch.device(device), _Unfilled():
+            with ExitStack() as stack:
+                for context in (
+                    _unheard(), torch.random.fork_rng([]), torch.device(device), _Unfilled()
+                ):  # fmt: skip
+                    stack.enter_context(context)
+                if hasattr(self.kind, "init_weights"):
+                    # It may draw until all numbers are right, and nothing is ever filled here.
+                    stack.enter_context(mock.patch.object(self.kind, "init_weights", _nothing))
                 return self.kind(self._config(written))
         except Exception as error:  # noqa: BLE001 - whatever the class's own code raises
             self.failure = f"{type(error).__name__}: {first_line(error)}"

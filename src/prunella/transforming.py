@@ -55,7 +55,9 @@ def transform(
     check_digest(model, plan)
     if not certify:
         pruned = smaller(model, plan)
-        reconfigure(model, pruned)
+        device = next((t.device for t in tensors(model).values()), torch.device("cpu"))
+        known = None if plan.example is None else make(plan.example, 0, device)
+        reconfigure(model, pruned, known)
         return pruned
     args, kwargs = example_of(model, plan, example_inputs, example_kwargs)
     return transform_and_prove(model, plan, args, kwargs)[0]
@@ -159,6 +161,11 @@ def _follow_shapes(module: nn.Module) -> None:
         module.num_features = module.num_features if sized is None else len(sized)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
+    elif isinstance(module, nn.RNNBase):
+        module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+        module.input_size = module.weight_ih_l0.shape[1]
+    elif isinstance(module, nn.RNNCellBase):
+        module.input_size = module.weight_ih.shape[1]
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = module.weight.shape
 

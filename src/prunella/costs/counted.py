@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from math import prod
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ def _without_fast_path() -> Iterator[None]:
 def _more() -> dict[Any, Any]:
     """Return what the framework's counter leaves out: attention on the CPU, rows of experts."""
     more: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+    more[torch.ops.aten.mkldnn_rnn_layer] = _recurrent
     for library, name in (("aten", "_grouped_mm"), ("transformers", "grouped_mm_fallback")):
         op = getattr(getattr(torch.ops, library), name, None)
         if op is not None:
@@ -42,6 +44,11 @@ def _more() -> dict[Any, Any]:
 
 def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
     return int(sdpa_flop_count(query, key, value))
+
+
+def _recurrent(x: torch.Size, inner: torch.Size, outer: torch.Size, *_: Any, **__: Any) -> int:
+    """Every step of one layer meets the weights of its input and of its state."""
+    return 2 * prod(x[:-1]) * (prod(inner) + prod(outer))
 
 
 def _grouped(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
