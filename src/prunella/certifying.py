@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from prunella.coupling import couple
@@ -168,7 +169,7 @@ def _error_on(case: _Case, run: Run, inputs: Inputs, *, perturbed: bool) -> floa
     """Compare once, on fresh copies: a model may have remembered what it computed before."""
     masked, small = case.copy(case.model), case.copy(case.pruned)
     if perturbed:
-        _perturb(case.model, masked, small, case.plan)
+        _perturb(case, masked, small, inputs)
     apply_mask(masked, case.plan)
     wanted = case.outputs(run, masked, inputs)
     return _error(wanted, case.outputs(_own, small, inputs))
@@ -213,24 +214,40 @@ def _device(model: nn.Module) -> torch.device:
 
 
 @torch.no_grad()
-def _perturb(model: nn.Module, masked: nn.Module, small: nn.Module, plan: Plan) -> None:
-    """Move every float tensor a little at random, the same in both; one at a time, for memory.
+def _perturb(case: _Case, masked: nn.Module, small: nn.Module, inputs: Inputs) -> None:
+    """Move every float tensor a little at random, the same in both models.
 
-    What is positive (a variance) stays positive. What is tiny (a layer scale) becomes a tenth: it
-    would hide what goes on behind it.
+    What is positive (a variance) stays positive. What would let a signal die, so that nothing more
+    is seen of what it went through, is set right: a tiny layer scale becomes a tenth, and batch
+    norms expect signals as large as they are.
     """
     generator = torch.Generator().manual_seed(2)
     wide, sliced = tensors(masked), tensors(small)
-    for name, original in tensors(model).items():
-        if original.is_floating_point():
-            tensor = original.detach().to(wide[name].dtype)
+    for tensor in wide.values():
+        if tensor.is_floating_point() and tensor.numel():
             noise = torch.randn(tensor.shape, generator=generator).to(tensor)
-            largest = tensor.abs().max().item() if tensor.numel() else 0.0
-            tensor = tensor * (0.1 * noise).exp() * (0.1 / largest if 0 < largest < 0.01 else 1)
+            largest = tensor.abs().max().item()
+            tensor.mul_((0.1 * noise).exp_()).mul_(0.1 / largest if 0 < largest < 0.01 else 1)
             if not bool((tensor > 0).all()):
-                tensor = tensor + 0.02 * noise
-            sliced[name].copy_(take(tensor, plan.kept.get(name, {})))
-            wide[name].copy_(tensor)
+                tensor.add_(noise, alpha=0.02)
+    norms = [m for m in masked.modules() if isinstance(m, _BatchNorm) and m.running_var is not None]
+    hooks = [norm.register_forward_pre_hook(_expect) for norm in norms]
+    if norms:
+        case.outputs(_own, masked, inputs)
+    for hook in hooks:
+        hook.remove()
+    for name, tensor in wide.items():
+        if tensor.is_floating_point() and name in sliced:  # a rewritten model lacks what is unused
+            sliced[name].copy_(take(tensor, case.plan.kept.get(name, {})))
+
+
+def _expect(norm: Any, args: tuple[Any, ...]) -> None:
+    """Let a batch norm divide by the size of what comes in."""
+    x = args[0]
+    others = [dim for dim in range(x.ndim) if dim != 1]
+    power = x.pow(2).mean(others)
+    norm.running_mean.copy_(0.5 * x.mean(others))
+    norm.running_var.copy_(torch.where(power > 0, power, norm.running_var))
 
 
 def _error(wanted: list[Tensor], found: list[Tensor]) -> float:
