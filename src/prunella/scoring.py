@@ -58,14 +58,20 @@ def _slices(parameters: Mapping[str, Tensor], groups: Groups, group: Group) -> l
             tensor = parameters[axis.tensor].detach()
             number = groups.axes[axis]
             parts = tensor.chunk(number.shape[0]) if number.ndim == 2 else (tensor,)
-            rows = torch.cat([part.movedim(axis.dim, 0).flatten(1) for part in map(_2d, parts)])
-            picked = rows[torch.from_numpy(positions).to(rows.device)]
-            found.append(picked.flatten(1).float())
+            rows = [_rows(part, axis.dim) for part in parts]
+            picked = rows[0] if len(rows) == 1 else torch.cat(rows)
+            if not np.array_equal(positions.reshape(-1), np.arange(len(picked))):
+                picked = picked[torch.from_numpy(positions).to(picked.device)]
+            found.append(picked.reshape(group.channels, -1).float())
     return found or [torch.ones(group.channels, 1)]
 
 
-def _2d(tensor: Tensor) -> Tensor:
-    return tensor.unsqueeze(1) if tensor.ndim == 1 else tensor
+def _rows(tensor: Tensor, dim: int) -> Tensor:
+    """Return a matrix with the elements at each position of a dimension, a view if can be."""
+    # Without dimensions of size 1 most weights are matrices, which are transposed much faster.
+    single = tuple(d for d, n in enumerate(tensor.shape) if n == 1 and d != dim)
+    narrow = tensor.squeeze(single).movedim(dim - sum(d < dim for d in single), 0)
+    return narrow.contiguous().reshape(len(narrow), -1)
 
 
 def _values(scores: Tensor, group: Group) -> np.ndarray:

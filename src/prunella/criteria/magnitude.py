@@ -33,6 +33,6 @@ class Magnitude:
         """Return the scores, `[channels]`."""
         totals = []
         for matrix in slices:
-            power = matrix.abs().pow(self.p).sum(1)
+            power = (matrix.square() if self.p == 2 else matrix.abs()).sum(1)
             totals.append(power / power.mean().clamp_min(torch.finfo(power.dtype).tiny))
         return torch.stack(totals).sum(0).pow(1 / self.p)
