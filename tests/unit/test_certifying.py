@@ -221,3 +221,47 @@ def test_the_model_and_what_was_given_are_left_as_they_were() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(x, kept)
     assert torch.equal(torch.get_rng_state(), random)
+
+
+class Faint(nn.Module):
+    """A branch whose scale is so small that what it computes hardly reaches the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 6)
+        self.scale = nn.Parameter(torch.full((6,), 1e-12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale * self.b(torch.sigmoid(self.a(x)))
+
+
+class Dying(nn.Module):
+    """Layers of which each passes on a tenth of its signal, as some libraries start them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 8, 3)
+        self.layers = nn.Sequential()
+        for _ in range(16):
+            self.layers.append(nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False))
+            self.layers.append(nn.BatchNorm2d(8))
+            nn.init.normal_(self.layers[-2].weight, std=0.03)
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layers(self.b(torch.sigmoid(self.a(x)))))
+
+
+@pytest.mark.parametrize(("make", "x"), [(Faint, TOKENS), (Dying, IMAGE)])
+def test_a_wrong_plan_is_found_where_hardly_a_signal_comes_through(
+    make: Callable[[], nn.Module], x: Tensor
+) -> None:
+    model = make().eval()
+    result = prunella.prune(model, x, ratio=0.5)
+    kept = {name: dict(dims) for name, dims in result.plan.kept.items()}
+    kept["b.weight"][1] = tuple(sorted(set(range(16)) - {*kept["b.weight"][1]}))  # the others
+    wrong = replace(result.plan, kept=kept)
+    smaller = prunella.transform(model, wrong, certify=False)
+    unseen = compare(model, smaller, replace(wrong, example=None), (x,))
+    assert unseen.holds, "the given weights show it, so the test shows nothing"
+    assert compare(model, smaller, wrong, (x,)).error > 1e-4
