@@ -12,11 +12,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from prunella.coupling import couple
+from prunella.deciding import Deciding, Decisions, Following
 from prunella.errors import CertificateError
 from prunella.examples import make
 from prunella.graph import Graph
 from prunella.masking import apply_mask
-from prunella.modes import evaluating
+from prunella.modes import evaluating, forget
 from prunella.outputs import tensors_in
 from prunella.patching import norms_over_kept
 from prunella.plan import Groups, Plan
@@ -135,7 +136,9 @@ class _Case:
     everywhere: bool
 
     def copy(self, model: nn.Module) -> nn.Module:
-        return copy.deepcopy(model).to(self.dtype)
+        fresh = copy.deepcopy(model).to(self.dtype)
+        forget(fresh)
+        return fresh
 
     def outputs(self, run: Run, model: nn.Module, inputs: Inputs) -> list[Tensor]:
         """Run a model in this precision."""
@@ -171,8 +174,14 @@ def _error_on(case: _Case, run: Run, inputs: Inputs, *, perturbed: bool) -> floa
     if perturbed:
         _perturb(case, masked, small, inputs)
     apply_mask(masked, case.plan)
-    wanted = case.outputs(run, masked, inputs)
-    return _error(wanted, case.outputs(_own, small, inputs))
+    if case.kept is not None and not case.kept.flow.groups.graph.recorded:
+        return _error(case.outputs(run, masked, inputs), case.outputs(_own, small, inputs))
+    decisions = Decisions()  # the same code on both sides, so decisions pair up
+    with Deciding(decisions):
+        wanted = case.outputs(run, masked, inputs)
+    with Following(decisions, _TOLERANCES[case.dtype]):
+        found = case.outputs(_own, small, inputs)
+    return max(_error(wanted, found), decisions.gap)
 
 
 def _masked_run(case: _Case) -> Run:

@@ -34,7 +34,7 @@ class Deciding(TorchDispatchMode):
     """Notes what is decided meanwhile."""
 
     def __init__(self, decisions: Decisions) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._decisions = decisions
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -54,7 +54,7 @@ class Following(TorchDispatchMode):
     """
 
     def __init__(self, decisions: Decisions, tolerance: float) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._decisions, self._tolerance = decisions, tolerance
         self._next = iter(decisions.made)
 

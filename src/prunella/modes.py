@@ -16,3 +16,11 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, training in flags.items():
             module.training = training
+
+
+def forget(model: nn.Module) -> None:
+    """Empty what modules keep of earlier runs: tensors in other sizes, or of another precision."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if type(value) is dict and "cache" in name and not name.startswith("_"):
+                value.clear()

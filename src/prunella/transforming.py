@@ -18,7 +18,7 @@ from prunella.configuring import reconfigure
 from prunella.errors import ConfigError, TransformError
 from prunella.examples import Arguments, make
 from prunella.masking import check_digest
-from prunella.modes import evaluating
+from prunella.modes import evaluating, forget
 from prunella.plan import Groups, Plan
 from prunella.rewriting import rewritten
 from prunella.slicing import take
@@ -107,7 +107,7 @@ def shrink(model: nn.Module, plan: Plan) -> nn.Module:
         for attribute, value in plan.attributes.get(name, {}).items():
             _set(module, attribute, value)
         _follow_shapes(module)
-        _forget(module)
+    forget(pruned)
     carry(pruned, model, plan)
     return pruned
 
@@ -140,13 +140,6 @@ def _set(holder: Any, attribute: str, value: int) -> None:
     setattr(holder, name, value)
 
 
-def _forget(module: nn.Module) -> None:
-    """Empty what a module's code keeps of earlier runs: tensors in the dense model's sizes."""
-    for name, value in vars(module).items():
-        if type(value) is dict and "cache" in name and not name.startswith("_"):
-            value.clear()
-
-
 def _follow_shapes(module: nn.Module) -> None:
     """Let the attributes of a standard module say what its tensors are now."""
     if isinstance(module, _ConvNd):
@@ -163,7 +156,7 @@ def _follow_shapes(module: nn.Module) -> None:
         module.num_parameters = module.weight.numel()
     elif isinstance(module, nn.RNNBase):
         module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
-        module.input_size = module.weight_ih_l0.shape[1]
+        module.input_size = getattr(module, module._flat_weights_names[0]).shape[1]
     elif isinstance(module, nn.RNNCellBase):
         module.input_size = module.weight_ih.shape[1]
     elif isinstance(module, nn.Embedding):
