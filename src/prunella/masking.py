@@ -28,7 +28,9 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
     """Return a copy of the model with every removed slice set to zero, on all sides.
 
     A removed channel is zero where it is made and where it is used, so what lies between (a
-    sigmoid, a batch norm) makes no difference: the outputs are those of the pruned model.
+    sigmoid, a batch norm) makes no difference: the outputs are those of the pruned model. Only
+    where the network takes statistics over channels (`plan.marked`: a layer norm, a mean) do they
+    differ: here over all channels, zeros included, in the pruned model over those it has.
 
     Args:
         model: The model the plan was made for; left untouched.

@@ -95,16 +95,28 @@ class Loop(Branching):
 
 
 @pytest.mark.parametrize("kind", [Branching, Loop])
-def test_a_model_that_depends_on_values_is_named_with_its_line(kind: type[nn.Module]) -> None:
-    model = kind()
-    before = oracle.state(model)
-    with pytest.raises(TraceError, match="could not be captured") as caught:
-        prunella.trace(model, IMAGE)
+def test_without_weights_a_model_that_depends_on_values_is_named_with_its_line(
+    kind: type[nn.Module],
+) -> None:
+    model = kind().to("meta")
+    with pytest.raises(TraceError, match="does not run") as caught:
+        prunella.trace(model, IMAGE.to("meta"))
     message = str(caught.value)
     assert kind.__name__ in message
     assert re.search(r"test_bad_input\.py:\d+", message), message
-    assert "move it out of `forward`" in message
     assert caught.value.__cause__ is not None
+    assert model.training
+
+
+@pytest.mark.parametrize("kind", [Branching, Loop])
+def test_a_model_that_depends_on_values_is_recorded_and_what_they_depend_on_stays(
+    kind: type[nn.Module],
+) -> None:
+    model = kind()
+    before = oracle.state(model)
+    assert prunella.trace(model, IMAGE).recorded
+    with pytest.raises(NothingToPruneError, match="statistics over channels"):
+        prunella.prune(model, IMAGE, ratio=0.5)
     assert oracle.unchanged(model, before)
     assert model.training
 
