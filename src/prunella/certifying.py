@@ -17,7 +17,7 @@ from prunella.errors import CertificateError
 from prunella.examples import make
 from prunella.graph import Graph
 from prunella.masking import apply_mask
-from prunella.modes import evaluating, forget
+from prunella.modes import copied, evaluating, forget
 from prunella.outputs import tensors_in
 from prunella.patching import norms_over_kept
 from prunella.plan import Groups, Plan
@@ -136,7 +136,7 @@ class _Case:
     everywhere: bool
 
     def copy(self, model: nn.Module) -> nn.Module:
-        fresh = copy.deepcopy(model).to(self.dtype)
+        fresh = copied(model).to(self.dtype)
         forget(fresh)
         return fresh
 

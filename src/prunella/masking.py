@@ -1,6 +1,5 @@
 """The masked model: every removed slice is zero, every shape as it was."""
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prunella.errors import PlanMismatchError
+from prunella.modes import copied
 from prunella.plan import Group, Groups, Plan
 from prunella.slicing import zero_removed
 from prunella.structure import digest_of, tensors
@@ -40,7 +40,7 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
         PlanMismatchError: The plan is for another model.
     """
     check_digest(model, plan)
-    masked = copy.deepcopy(model)
+    masked = copied(model)
     apply_mask(masked, plan)
     return masked
 

@@ -1,9 +1,10 @@
-"""Borrow a model for a moment and hand it back in the mode it came in."""
+"""Borrow a model for a moment and hand it back in the mode it came in; copy one as it is."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -24,3 +25,23 @@ def forget(model: nn.Module) -> None:
         for name, value in vars(module).items():
             if type(value) is dict and "cache" in name and not name.startswith("_"):
                 value.clear()
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Copy a model, also one that kept what it computed with gradients, which torch refuses."""
+    memo: dict[int, Tensor] = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            for item in _items(value):
+                if isinstance(item, Tensor) and item.grad_fn is not None:
+                    memo[id(item)] = item.detach().clone()
+    return copy.deepcopy(model, memo)
+
+
+def _items(value: object) -> Iterator[object]:
+    if isinstance(value, dict):
+        yield from value.values()
+    elif isinstance(value, list | tuple):
+        yield from value
+    else:
+        yield value

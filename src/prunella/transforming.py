@@ -1,6 +1,5 @@
 """The pruned model: the user's own class, smaller. The only file that changes shapes."""
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ from prunella.configuring import reconfigure
 from prunella.errors import ConfigError, TransformError
 from prunella.examples import Arguments, make
 from prunella.masking import check_digest
-from prunella.modes import evaluating, forget
+from prunella.modes import copied, evaluating, forget
 from prunella.plan import Groups, Plan
 from prunella.rewriting import rewritten
 from prunella.slicing import take
@@ -93,7 +92,7 @@ def smaller(
 
 def shrink(model: nn.Module, plan: Plan) -> nn.Module:
     """Slice a copy of the model as the plan says: the user's own class, without proof."""
-    pruned = copy.deepcopy(model)
+    pruned = copied(model)
     aliases: dict[str, list[str]] = {}
     for alias, name in canonical_names(pruned).items():
         aliases.setdefault(name, []).append(alias)

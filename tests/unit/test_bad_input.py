@@ -401,3 +401,20 @@ def test_a_disk_that_is_full_leaves_what_was_saved_before(
             prunella.save(other, saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == files
     prunella.load(saved, Residual())
+
+
+def test_a_model_that_kept_what_it_computed_with_gradients_can_be_pruned() -> None:
+    class Keeping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv_norm(3, 8)
+            self.fc = nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen = self.conv(x).mean((2, 3))
+            return self.fc(self.seen)
+
+    model = Keeping()
+    model(IMAGE)
+    assert model.seen.grad_fn is not None
+    assert prunella.prune(model, IMAGE, ratio=0.5).plan.after.macs > 0
