@@ -21,7 +21,7 @@ from prunella.modes import copied, evaluating, forget
 from prunella.plan import Groups, Plan
 from prunella.rewriting import rewritten
 from prunella.slicing import take
-from prunella.structure import canonical_names, tensors
+from prunella.structure import tensors
 from prunella.tracing import Inputs, positional
 
 
@@ -92,37 +92,29 @@ def smaller(
 
 def shrink(model: nn.Module, plan: Plan) -> nn.Module:
     """Slice a copy of the model as the plan says: the user's own class, without proof."""
-    pruned = copied(model)
-    aliases: dict[str, list[str]] = {}
-    for alias, name in canonical_names(pruned).items():
-        aliases.setdefault(name, []).append(alias)
-    for name, tensor in tensors(pruned).items():
-        if name in plan.kept:
-            smaller = take(tensor.detach(), plan.kept[name])
-            for alias, holder in _replacements(aliases[name], tensor, smaller):
-                path, _, leaf = alias.rpartition(".")
-                _put(pruned.get_submodule(path), leaf, holder)
-    for name, module in pruned.named_modules():
-        for attribute, value in plan.attributes.get(name, {}).items():
-            _set(module, attribute, value)
+    # Every mention of a tensor gets its slice, and a large model is not copied whole first.
+    pruned = copied(
+        model,
+        {
+            id(tensor): _like(tensor, take(tensor.detach(), plan.kept[name]))
+            for name, tensor in tensors(model).items()
+            if name in plan.kept
+        },
+    )
+    for name, attributes in plan.attributes.items():  # by whatever name a shared module was called
+        for attribute, value in attributes.items():
+            _set(pruned.get_submodule(name), attribute, value)
+    for module in pruned.modules():
         _follow_shapes(module)
     forget(pruned)
     carry(pruned, model, plan)
     return pruned
 
 
-def _replacements(aliases: list[str], old: Tensor, smaller: Tensor) -> list[tuple[str, Tensor]]:
-    """Pair every name of a tied tensor with the same new one."""
-    if isinstance(old, nn.Parameter):
-        smaller = nn.Parameter(smaller, requires_grad=old.requires_grad)
-    return [(alias, smaller) for alias in aliases]
-
-
-def _put(module: nn.Module, leaf: str, tensor: Tensor) -> None:
-    if leaf in module._parameters:
-        module._parameters[leaf] = tensor  # type: ignore[assignment]
-    else:
-        module._buffers[leaf] = tensor
+def _like(old: Tensor, smaller: Tensor) -> Tensor:
+    """Make a parameter where the old tensor is one."""
+    is_parameter = isinstance(old, nn.Parameter)
+    return nn.Parameter(smaller, requires_grad=old.requires_grad) if is_parameter else smaller
 
 
 def _set(holder: Any, attribute: str, value: int) -> None:
