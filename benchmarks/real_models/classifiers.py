@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 and SqueezeNet 1.0 on one picture of each of ImageNet's 1000 classes.
 
-Odd pictures are the test; even ones are for the analysis, without their labels. The figure on all
-1000 is there beside it: only *damage* has seen half of them.
+Odd pictures are the test; some of the even ones are for the analysis, without their labels. The
+figure on all 1000 is there beside it: only *damage* has seen an eighth of them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
