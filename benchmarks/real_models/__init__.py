@@ -20,8 +20,8 @@ Settings of Prunella:
 
 - *default*: `prunella.prune(model, example, macs=0.9)`. No data. Every group loses the same share.
 - *damage*: the same with `damage=` from `prunella.analyze` on unlabelled inputs that the test does
-  not use (parts of the validation splits of CamVid and STS-B, even ones of the 1000 pictures). What is
-  analysed is how far the pruned model's outputs are from the dense model's, so no label is needed.
+  not use (parts of CamVid's and STS-B's validation splits, even ones of the 1000 pictures). What
+  is analysed is how far the pruned model's outputs are from the dense model's: no label is needed.
 
 Settings of Torch-Pruning, after its README and examples: `BasePruner` (for one without sparse
 training, its README says) with `GroupMagnitudeImportance(p=2)`, no rounding (which costs accuracy),
