@@ -5,8 +5,9 @@ from math import prod
 from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
-from prunella.graph import Node, Ref
+from prunella.graph import Node, Path, Ref
 from prunella.labels import (
+    Extent,
     Labels,
     Layers,
     Operand,
@@ -16,7 +17,7 @@ from prunella.labels import (
     varies,
     varying,
 )
-from prunella.rules._registry import argument, rule
+from prunella.rules._registry import argument, resizes, rule
 from prunella.rules.products import is_weight
 
 
@@ -37,6 +38,29 @@ def convolve_transposed(labels: Labels, node: Node) -> Layers:
 def convolution(labels: Labels, node: Node) -> Layers:
     """Couple the general form of both."""
     return _convolve(labels, node, transposed=bool(argument(node, 6, "transposed", False)))
+
+
+@resizes(
+    "aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default",
+    "aten.conv1d.padding", "aten.conv2d.padding", "aten.conv3d.padding",
+    "aten.conv_transpose1d.default", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input",
+    "aten.convolution.default",
+)  # fmt: skip
+def conv_groups_left(labels: Labels, node: Node) -> dict[Path, Extent]:
+    """Tie the number of conv groups to the input channels, where whole conv groups are cut."""
+    x, weight = node.args[:2]
+    index = 8 if node.op == "aten.convolution.default" else 6
+    if len(node.args) <= index or node.args[index] == 1:
+        return {}
+    general = node.op == "aten.convolution.default"
+    transposed = bool(argument(node, 6, "transposed", False)) if general else "transpose" in node.op
+    channel = len(labels.shape(x)) - len(labels.shape(weight)[2:]) - 1
+    channels, groups = labels.shape(x)[channel], node.args[index]
+    rows, columns = labels.shape(weight)[0] // groups, labels.shape(weight)[1]
+    if _by_block(rows, columns):
+        return {}
+    per = rows if transposed else columns
+    return {(index,): Extent(x.name, channel, 0, channels, per=per)}
 
 
 def _convolve(labels: Labels, node: Node, *, transposed: bool) -> Layers:
