@@ -18,6 +18,8 @@ from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.fx.experimental import proxy_tensor
@@ -226,6 +228,8 @@ def _record(flat: _Flat, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captu
         torch.random.fork_rng(devices=[]),
         # Makes `torch.func.vmap` an operator in the graph. What is inside would be lost without.
         mock.patch.object(torch.compiler, "_is_exporting_flag", new=True),
+        # One mode for the shapes of all tensors; else each is given one of its own, which is slow.
+        tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))),
     ):
         program = proxy_tensor.make_fx(
             run, tracing_mode="real", pre_dispatch=True, _error_on_data_dependent_ops=False
