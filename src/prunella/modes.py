@@ -1,7 +1,7 @@
 """Borrow a model for a moment and hand it back in the mode it came in; copy one as it is."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -27,9 +27,14 @@ def forget(model: nn.Module) -> None:
                 value.clear()
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """Copy a model, also one that kept what it computed with gradients, which torch refuses."""
-    memo: dict[int, Tensor] = {}
+def copied(model: nn.Module, instead: Mapping[int, Tensor] | None = None) -> nn.Module:
+    """Copy a model, also one that kept what it computed with gradients, which torch refuses.
+
+    Args:
+        model: Any module.
+        instead: By a tensor's `id`, what the copy has in its place.
+    """
+    memo: dict[int, Tensor] = dict(instead or {})
     for module in model.modules():
         for value in vars(module).values():
             for item in _items(value):

@@ -138,8 +138,12 @@ def _transparent() -> Iterator[None]:
             "has_torch_function_unary",
             "has_torch_function_variadic",
         ):
-            stack.enter_context(mock.patch.object(torch.nn.functional, name, return_value=False))
+            stack.enter_context(mock.patch.object(torch.nn.functional, name, new=_never))
         yield
+
+
+def _never(*_: object) -> bool:
+    return False
 
 
 _Restore = list[tuple[dict[str, Any], str, Any]]

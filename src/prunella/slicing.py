@@ -21,7 +21,8 @@ def take(tensor: Tensor, kept: Mapping[int, Indices]) -> Tensor:
         else:
             parts = zip(tensor.chunk(len(indices)), indices, strict=True)
             tensor = torch.cat([part.index_select(dim, own) for part, own in parts])
-    return tensor.clone(memory_format=torch.contiguous_format)
+    # What was selected is a copy already.
+    return tensor.contiguous() if kept else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def zero_removed(tensor: Tensor, kept: Mapping[int, Indices]) -> None:
