@@ -10,6 +10,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
+
 from benchmarks.zoo.row import Row
 
 _TICK = 0.1
@@ -84,6 +86,9 @@ def _start(name: str, work: Work) -> _Child:
 def _child(name: str, work: Work, sender: Connection, output: TextIO) -> None:
     for stream in (1, 2):
         os.dup2(output.fileno(), stream)
+    # A fork leaves torch's thread pool to be made anew by whoever asks for it first. Autograd's
+    # thread and this one would ask at the same time, and one of them would find none and abort.
+    torch.set_num_threads(1)
     work(name, sender.send)
 
 
