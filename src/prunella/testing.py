@@ -71,7 +71,7 @@ def check_rule(
         >>> check_rule(lambda x: x.cumsum(1))
         Traceback (most recent call last):
         ...
-        AssertionError: no channel may be cut: is worked along in order (`aten.cumsum.default` in ...)
+        AssertionError: no channel may be cut: is worked along in order (`aten.cumsum.default` ...)
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

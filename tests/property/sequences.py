@@ -227,7 +227,7 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """Token and position embeddings, the blocks, a norm and a head, tied to the embedding or not."""
+    """Token and position embeddings, the blocks, a norm, and a head that may be the embedding."""
 
     def __init__(self, blocks: tuple[tuple[str, Options], ...], head: str, width: int) -> None:
         super().__init__()

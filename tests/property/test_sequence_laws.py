@@ -26,7 +26,9 @@ def check(description: Description) -> set[str]:
     seed = description[-1]
     model, tokens = build(description), ids(seed)
     before = oracle.state(model)
-    groups = choose_form(prunella.trace(model, tokens))
+    graph = prunella.trace(model, tokens)
+    rewrite = seed % 20 == 4  # which takes several captures
+    groups = choose_form(graph, form="graph" if rewrite else "auto")
     partition(model, groups)
     if not len(groups):
         with pytest.raises(NothingToPruneError, match="every group is frozen"):
@@ -34,7 +36,7 @@ def check(description: Description) -> set[str]:
         return set()
     scores = prunella.score(model, groups, "random" if seed % 3 else "magnitude")
     cut: set[str] = set()
-    for target in targets(groups, seed):
+    for target in targets(groups, seed)[: 1 if rewrite else 2]:
         plan = made(groups, scores, target)
         if plan is None:
             continue
@@ -75,6 +77,10 @@ def heads_follow(pruned: nn.Module) -> None:
             rows = module.num_heads * module.head_dim
             assert module.qkv.weight.shape[0] == 3 * rows
             assert module.out.in_features == rows
+        if isinstance(module, nn.MultiheadAttention):
+            width = module.num_heads * module.head_dim
+            assert module.embed_dim == width
+            assert module.in_proj_weight.shape == (3 * width, width)
         if isinstance(module, nn.LayerNorm):
             assert module.normalized_shape == tuple(module.weight.shape)
 
