@@ -88,7 +88,15 @@ class Resized:
     def shapes(self) -> dict[str, Shape]:
         """Return the shapes of all values."""
         values = self.flow.groups.graph.values
-        return {name: self._shape(name, value.shape) for name, value in values.items()}
+        found = {name: self._shape(name, value.shape) for name, value in values.items()}
+        sources = {v.source: name for name, v in values.items() if v.kind == "parameter"}
+        for axis, number in self.flow.groups.axes.items():
+            if number.ndim == 2:  # columns of a grouped convolution: every conv group has its own
+                name = sources[axis.tensor]
+                sizes = list(found[name])
+                sizes[axis.dim] = int(self.mask[number[0]].sum())
+                found[name] = tuple(sizes)
+        return found
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
