@@ -184,9 +184,11 @@ class _Blueprint:
                     _unheard(), torch.random.fork_rng([]), torch.device(device), _Unfilled()
                 ):  # fmt: skip
                     stack.enter_context(context)
-                if hasattr(self.kind, "init_weights"):
+                if hasattr(self.kind, "initialize_weights"):
                     # It may draw until all numbers are right, and nothing is ever filled here.
-                    stack.enter_context(mock.patch.object(self.kind, "init_weights", _nothing))
+                    stack.enter_context(
+                        mock.patch.object(self.kind, "initialize_weights", _nothing)
+                    )
                 return self.kind(self._config(written))
         except Exception as error:  # noqa: BLE001 - whatever the class's own code raises
             self.failure = f"{type(error).__name__}: {first_line(error)}"
