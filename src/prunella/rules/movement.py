@@ -241,7 +241,7 @@ def repeat_interleave(labels: Labels, node: Node) -> Layers:
 @rule("aten.cat.default", "aten.concat.default", "aten.concatenate.default")
 def cat(labels: Labels, node: Node) -> Layers:
     """Concatenate the labels; those of the other dimensions meet."""
-    tensors = [ref for ref in node.args[0] if labels.shape(ref) != (0,)]
+    tensors = [ref for ref in node.args[0] if labels.shape(ref) != (0,)] or list(node.args[0])
     dim = argument(node, 1, "dim", 0) % len(labels.shape(tensors[0]))
     return _join(labels, node, [labels.operand(ref) for ref in tensors], dim)
 
