@@ -106,14 +106,14 @@ def capture(
     flat = _Flat(model, around or _nothing)
     inputs: tuple[tuple[Any, ...], dict[str, Any]] = _apart((args, dict(kwargs)))
     try:
-        with _untouched(model):
+        with untouched(model):
             return _export(flat, *inputs)
     except Exception as error:
         if not all(map(_has_memory, tensors(model).values())):
             raise explain(model, args, kwargs, error) from error
         log.info("recording a run of the model, as it cannot be exported: %s", first_line(error))
     try:
-        with _untouched(model):
+        with untouched(model):
             return _record(flat, *inputs)
     except Exception as error:
         raise explain(model, args, kwargs, error) from error
@@ -199,7 +199,7 @@ def _export(flat: _Flat, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captu
 
 def _exported(flat: _Flat, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
     # Where it fails torch prints the whole graph so far; and it warns of tensors that are put into
-    # attributes, which `_untouched` takes out again.
+    # attributes, which `untouched` takes out again.
     with redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The tensor attribute")
         return torch.export.export(flat, args, kwargs, strict=False)
@@ -320,7 +320,7 @@ def _aliases(model: nn.Module) -> dict[_Memory, Source]:
 
 
 @contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
+def untouched(model: nn.Module) -> Iterator[None]:
     """Undo what a forward writes into the attributes of modules, and into dicts and lists there."""
     saved = []
     for module in model.modules():
@@ -364,7 +364,7 @@ def wrong_input(
     if not all(tensor.is_meta for tensor in given) and not all(map(_has_memory, given)):
         return None  # a crash would be the answer
     try:
-        with evaluating(model), _untouched(model), torch.no_grad():
+        with evaluating(model), untouched(model), torch.no_grad():
             model(*args, **kwargs)
     except Exception as error:  # noqa: BLE001 - whatever the model's own code raises
         shapes = ", ".join(_describe(a) for a in (*args, *kwargs.values()))

@@ -16,6 +16,7 @@ from torch import nn
 
 from prunella.allocating import allocate
 from prunella.blame import first_line, own_line
+from prunella.capturing import untouched
 from prunella.certifying import compare
 from prunella.counting import clusters
 from prunella.errors import CertificateError, NothingToPruneError, PrunellaError
@@ -83,7 +84,7 @@ def _failure(
     except PrunellaError as error:
         return first_line(error)
     try:
-        with evaluating(pruned), torch.no_grad():
+        with evaluating(pruned), untouched(pruned), torch.no_grad():
             pruned(*args, **kwargs)
     except Exception as error:  # noqa: BLE001 - whatever the model's own code raises
         return f"the model does not run with fewer channels{own_line(error)}"

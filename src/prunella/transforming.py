@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from prunella import certifying
 from prunella.blame import first_line, own_line
-from prunella.capturing import wrong_input
+from prunella.capturing import untouched, wrong_input
 from prunella.carrying import carry
 from prunella.certifying import Certificate
 from prunella.configuring import reconfigure
@@ -177,7 +177,7 @@ def _run(
     model: nn.Module, pruned: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     try:
-        with evaluating(pruned), torch.no_grad():
+        with evaluating(pruned), untouched(pruned), torch.no_grad():
             pruned(*args, **kwargs)
     except Exception as error:
         raise (
