@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from prunella import rules
 from prunella.errors import ConfigError
-from prunella.graph import Graph
+from prunella.graph import Graph, refs
 from prunella.labels import Labels, Shape
 from prunella.plan import (
     Axis,
@@ -56,9 +56,28 @@ def couple(graph: Graph, exclude: Iterable[Exclude] = (), form: Form = "class") 
     """
     labels = propagate(graph, {name: value.shape for name, value in graph.values.items()})
     _exclude(labels, exclude)
+    if graph.recorded:
+        _hold_statistics(labels)
     components = close(labels)
     code_binds = bind_sizes(labels, components, form)
     return replace(_assemble(labels, components), form=form, code_binds=code_binds)
+
+
+def _hold_statistics(labels: Labels) -> None:
+    """Freeze what a recorded run takes statistics over, but in norm modules.
+
+    Such a run cannot be repeated with other statistics, so nothing could be proven.
+    """
+    for node in labels.graph.nodes:
+        kind = labels.graph.modules.get(node.module, object)
+        if node.name in labels.marked and not issubclass(kind, _NORMS):
+            labels.marked.remove(node.name)
+            for ref in refs(node.args):
+                for layer in labels.layers.get(ref.name, ()):
+                    labels.freeze(layer, "statistics of a recorded run", node)
+
+
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def propagate(graph: Graph, shapes: dict[str, Shape]) -> Labels:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from prunella.errors import CertificateError
-from prunella.graph import Node
+from prunella.graph import Node, refs
 from prunella.replaying import put_back, take_kept
 from prunella.resizing import Resized
 
@@ -54,7 +54,8 @@ def _by_module(model: nn.Module, resized: Resized) -> dict[str, tuple[Node, Tens
     marked = set(resized.flow.groups.marked)
     found: dict[str, tuple[Node, Tensor]] = {}
     for node in resized.nodes:
-        kept = resized.kept(node.args[0].name) if node.name in marked else None
+        first = next(iter(refs(node.args)), None) if node.name in marked else None
+        kept = None if first is None else resized.kept(first.name)
         if kept is None:
             continue
         if node.op not in _FUNCTIONS or not isinstance(model.get_submodule(node.module), _NORMS):

@@ -115,7 +115,7 @@ def test_a_model_that_depends_on_values_is_recorded_and_what_they_depend_on_stay
     model = kind()
     before = oracle.state(model)
     assert prunella.trace(model, IMAGE).recorded
-    with pytest.raises(NothingToPruneError, match="statistics over channels"):
+    with pytest.raises(NothingToPruneError, match="statistics of a recorded run"):
         prunella.prune(model, IMAGE, ratio=0.5)
     assert oracle.unchanged(model, before)
     assert model.training
