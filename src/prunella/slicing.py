@@ -15,7 +15,7 @@ def take(tensor: Tensor, kept: Mapping[int, Indices]) -> Tensor:
     are shared out evenly over the conv groups, and each takes its own columns.
     """
     for dim in sorted(kept):
-        indices = torch.tensor(kept[dim], device=tensor.device)
+        indices = torch.tensor(kept[dim], dtype=torch.int64, device=tensor.device)
         if indices.ndim == 1:
             tensor = tensor.index_select(dim, indices)
         else:
