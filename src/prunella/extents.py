@@ -35,10 +35,17 @@ def shorter_dim(ids: np.ndarray, rows: Rows) -> int | None:
         inside = [e for e in range(ids.ndim) if e == d or e not in loose]
         outside = [e for e in range(ids.ndim) if e not in inside]
         size = int(np.prod([ids.shape[e] for e in inside]))
-        lines = ids.transpose(*outside, *inside).reshape(-1, size)
+        lines = _different(ids.transpose(*outside, *inside).reshape(-1, size))
         if all(row_key(line) in rows for line in lines):
             return d
     return -1
+
+
+def _different(lines: np.ndarray) -> np.ndarray:
+    """Drop lines that are there already: at every place of a picture there are the same ones."""
+    weights = np.random.default_rng(0).integers(1 << 62, size=lines.shape[1])
+    _, first, which = np.unique(lines @ weights, return_index=True, return_inverse=True)
+    return lines[first] if np.array_equal(lines[first][which], lines) else lines
 
 
 def _is_tied(ids: np.ndarray, dim: int) -> bool:
