@@ -22,6 +22,7 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
+from torch.fx import config as fx_config
 from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
@@ -83,6 +84,9 @@ class Captured:
     recorded: bool
 
 
+# Nobody reads the stack trace that torch writes down for every node, at a fifth of the time.
+# Older versions have no such setting, and write it.
+@mock.patch.object(fx_config, "do_not_emit_stack_traces", new=True, create=True)
 def capture(
     model: nn.Module,
     args: tuple[Any, ...],
