@@ -25,7 +25,7 @@ from prunella.precision import AtLeast
 from prunella.replaying import Step, bind, fits, keeping, replay, run_node
 from prunella.resizing import Resized, mask_from, resized
 from prunella.slicing import take
-from prunella.structure import tensors
+from prunella.structure import device_of, tensors
 from prunella.tracing import trace
 
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -163,7 +163,7 @@ def _compare(case: _Case) -> Certificate:
     found = [_error_on(case, run, case.inputs, perturbed=False)]
     example = case.kept.flow.groups.graph.example if case.kept else case.plan.example
     if example is not None:
-        inputs = make(example, 1, _device(case.model))
+        inputs = make(example, 1, device_of(case.model))
         found.append(_error_on(case, run, inputs, perturbed=True))
     error, allowed = max(found, key=lambda pair: pair[0] / pair[1])
     return Certificate(error, allowed, str(case.dtype).removeprefix("torch."), len(found))
@@ -250,10 +250,6 @@ def _replayed(graph: Graph, step: Step = run_node) -> Run:
         return replay(graph, tensors(model), bind(graph, *inputs), step)
 
     return run
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((t.device for t in tensors(model).values()), torch.device("cpu"))
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from prunella.errors import ConfigError
 from prunella.examples import Arguments
 from prunella.modes import evaluating
 from prunella.outputs import tensors_in
-from prunella.structure import tensors
+from prunella.structure import device_of, tensors
 
 Key = tuple[str, int | str]
 """A size: (tensor, dimension) or (module, attribute)."""
@@ -217,8 +217,7 @@ class _Blueprint:
 
     def with_tensors_of(self, model: nn.Module, written: Mapping[str, Any]) -> Any:
         """Build the class as if loaded from a file of the model's tensors; they are shared."""
-        device = next((tensor.device for tensor in tensors(model).values()), torch.device("cpu"))
-        built = self.build(written, device)
+        built = self.build(written, device_of(model))
         if built is not None:
             try:
                 built.load_state_dict(model.state_dict(), assign=True)

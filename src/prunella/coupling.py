@@ -30,6 +30,7 @@ from prunella.plan import (
 )
 from prunella.ragged import Ragged, ranges, sorted_by
 from prunella.sizing import bind_sizes
+from prunella.structure import prefixes
 from prunella.unseen import at_hand
 
 Exclude = str | re.Pattern[str] | type[nn.Module]
@@ -70,14 +71,15 @@ def _hold_statistics(labels: Labels) -> None:
     """
     for node in labels.graph.nodes:
         kind = labels.graph.modules.get(node.module, object)
-        if node.name in labels.marked and not issubclass(kind, _NORMS):
+        if node.name in labels.marked and not issubclass(kind, NORMS):
             labels.marked.remove(node.name)
             for ref in refs(node.args):
                 for layer in labels.layers.get(ref.name, ()):
                     labels.freeze(layer, "statistics of a recorded run", node)
 
 
-_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+"""Modules whose statistics the certificate can take over the kept channels in a recorded run."""
 
 
 def propagate(graph: Graph, shapes: dict[str, Shape]) -> Labels:
@@ -116,8 +118,8 @@ def _exclude(labels: Labels, exclude: Iterable[Exclude]) -> None:
             hint = nearest(entry, modules) if isinstance(entry, str) else ""
             raise ConfigError(f"`exclude` entry {entry!r} matches no module or parameter{hint}")
         for axis, found in labels.axes.items():
-            owners = _prefixes(axis.tensor)
-            if axis.tensor in direct or owners & matched:
+            owners = prefixes(axis.tensor)
+            if axis.tensor in direct or matched.intersection(owners):
                 reason = Frozen(f"excluded by {entry!r}", "exclude", axis.tensor)
                 labels.frozen.append((found.reshape(-1), reason))
 
@@ -132,12 +134,6 @@ def _matches(entry: Exclude, name: str, kind: type | None) -> bool:
     raise ConfigError(
         f"`exclude` takes names, globs, compiled regular expressions or classes, got {entry!r}"
     )
-
-
-def _prefixes(name: str) -> set[str]:
-    """("a.b.weight") -> {"a", "a.b"}."""
-    parts = name.split(".")
-    return {".".join(parts[:i]) for i in range(1, len(parts))}
 
 
 @dataclass(frozen=True, eq=False)

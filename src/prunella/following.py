@@ -6,7 +6,6 @@ and which are the model's own. Devices are not varied: what is made where the pa
 them.
 """
 
-import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from prunella.errors import TraceError
 from prunella.examples import Arguments
 from prunella.graph import Graph, Node, Path
 from prunella.labels import Shape
+from prunella.modes import copied
 from prunella.tracing import trace
 
 log = logging.getLogger("prunella")
@@ -119,7 +119,7 @@ def _hollow(model: nn.Module) -> nn.Module:
                 if isinstance(tensor, nn.Parameter):
                     empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
                 memo[id(tensor)] = empty
-    return copy.deepcopy(model, memo)
+    return copied(model, memo)
 
 
 def _paired(first: Graph, second: Graph, *, longer: bool) -> Second | None:

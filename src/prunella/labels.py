@@ -86,13 +86,11 @@ class Needed:
 class Operand:
     """A tensor in an element-wise meeting.
 
-    `fill`: a constant, which takes on any size. `whole`: dimensions inside rows (heads) that are
-    cut as a whole.
+    `whole`: dimensions inside rows (heads) that are cut as a whole.
     """
 
     layers: Layers
     shape: Shape
-    fill: bool = False
     whole: frozenset[int] = frozenset()
 
 
@@ -115,7 +113,6 @@ class Labels:
     rows: list[Rows] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
     followed: list[Followed] = field(default_factory=list)
-    fills: set[str] = field(default_factory=set)
     marked: list[str] = field(default_factory=list)
     roots: Roots = field(default_factory=Roots)
     joined: int = 0  # how many of the edges `roots` knows
@@ -141,7 +138,7 @@ class Labels:
         """Return a tensor as it takes part in a meeting."""
         layers = self.of(ref)
         whole = dims_of(self.layers[ref.name]) - dims_of(layers)
-        return Operand(layers, self.shape(ref), ref.name in self.fills, frozenset(whole))
+        return Operand(layers, self.shape(ref), frozenset(whole))
 
     def fresh(self, n: int) -> Tensor:
         """Make `n` new labels."""
@@ -227,10 +224,6 @@ class Labels:
         """
         self.marked.append(node.name)
 
-    def follow(self, node: Node, attribute: str, heads: Tensor) -> None:
-        """Let a module's integer attribute equal the number of `heads` that are kept."""
-        self.followed.append(Followed(node.module, attribute, heads))
-
     # -- what layers do when tensors meet
 
     def collapse(self, layer: Layer, dims: Sequence[int], reason: str, node: Node) -> Layer:
@@ -279,19 +272,18 @@ class Labels:
         """Let tensors meet element by element, with broadcasting; return the result's layers.
 
         Labels that meet are united. A dimension that is labelled on one side and a plain extent on
-        another may not be cut, unless the other is a constant fill. What varies jointly over
-        (heads, head_dim) and meets what varies along heads alone is cut by whole heads. So it is
-        where it meets what varies along head_dim alone, whose labels all heads share: they freeze.
+        another may not be cut. What varies jointly over (heads, head_dim) and meets what varies
+        along heads alone is cut by whole heads. So it is where it meets what varies along head_dim
+        alone, whose labels all heads share: they freeze.
         """
         sides: list[Operand] = []
         whole: set[int] = set()  # where one side is cut by whole heads
         for operand in operands:
-            if not operand.fill:
-                padded = [pad(a, len(shape)) for a in operand.layers]
-                tight = self._disentangle([self.tight(a) for a in padded])
-                more = len(shape) - len(operand.shape)
-                sides.append(Operand(tuple(tight), (1,) * more + operand.shape))
-                whole |= dims_of(padded) - dims_of(tight) | {d + more for d in operand.whole}
+            padded = [pad(a, len(shape)) for a in operand.layers]
+            tight = self._disentangle([self.tight(a) for a in padded])
+            more = len(shape) - len(operand.shape)
+            sides.append(Operand(tuple(tight), (1,) * more + operand.shape))
+            whole |= dims_of(padded) - dims_of(tight) | {d + more for d in operand.whole}
         while conflict := _plain_side(sides, shape) or _joint_side(sides, whole):
             i, dim = conflict
             why = "is shared by all heads" if dim in whole else reason

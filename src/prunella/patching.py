@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from prunella.coupling import NORMS
 from prunella.errors import CertificateError
 from prunella.graph import Node, refs
 from prunella.replaying import put_back, take_kept
 from prunella.resizing import Resized
 
-_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "aten.layer_norm.default": F.layer_norm,
     "aten.group_norm.default": F.group_norm,
@@ -58,7 +58,7 @@ def _by_module(model: nn.Module, resized: Resized) -> dict[str, tuple[Node, Tens
         kept = None if first is None else resized.kept(first.name)
         if kept is None:
             continue
-        if node.op not in _FUNCTIONS or not isinstance(model.get_submodule(node.module), _NORMS):
+        if node.op not in _FUNCTIONS or not isinstance(model.get_submodule(node.module), NORMS):
             raise CertificateError(
                 f"{node.where()} takes statistics over channels of which some are cut, and what it "
                 "would compute without them cannot be told: the captured graph does not compute "

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 
-import torch
 from torch import Tensor, nn
 from torch._subclasses import fake_tensor
 from torch.func import functional_call
@@ -34,7 +33,7 @@ from prunella.graph import Graph, Ref
 from prunella.plan import Groups, Plan
 from prunella.resizing import mask_from, resized
 from prunella.slicing import take
-from prunella.structure import canonical_names, tensors
+from prunella.structure import canonical_names, device_of, tensors
 from prunella.tracing import trace
 
 log = logging.getLogger("prunella")
@@ -61,7 +60,7 @@ def rewritten(
                 "the plan does not say what inputs the model takes (they are of a type that cannot "
                 "be described); pass the inputs"
             )
-        inputs = make(plan.example, 0, _device(model))
+        inputs = make(plan.example, 0, device_of(model))
     if groups is None:
         groups = couple(trace(model, *inputs), form="graph")
     evaluating = _way(model, plan, groups, inputs, training=False)
@@ -71,10 +70,6 @@ def rewritten(
         made = _assembled(model, plan, (evaluating, evaluating))
     carry(made, model, plan)
     return made.train(model.training)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((t.device for t in tensors(model).values()), torch.device("cpu"))
 
 
 # -- code
@@ -93,7 +88,7 @@ def _way(model: nn.Module, plan: Plan, groups: Groups, inputs: Arguments, *, tra
     constants = {name: f"{prefix}{i}" for i, name in enumerate(graph.constants)}
     sizes = resized(groups, mask_from(groups, plan))
     for second in chain(second_captures(model, graph, inputs, training=training), [None]):
-        program = emit(sizes, second, inputs=names, constants=constants, device=_device(model))
+        program = emit(sizes, second, inputs=names, constants=constants, device=device_of(model))
         if not program.stuck:
             break
         log.debug("cannot tell what follows the inputs: %s", program.stuck)

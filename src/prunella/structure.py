@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 
@@ -20,6 +21,17 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
         for name, tensor in listed(remove_duplicate=False):
             names[name] = first.setdefault(id(tensor), name)
     return names
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a model's first tensor is; the CPU where it has none."""
+    return next((t.device for t in tensors(model).values()), torch.device("cpu"))
+
+
+def prefixes(name: str) -> list[str]:
+    """("a.b.weight") -> ["a", "a.b"]: the modules that a tensor or module is in."""
+    parts = name.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
 
 
 def digest(shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -21,7 +21,7 @@ from prunella.modes import copied, evaluating, forget
 from prunella.plan import Groups, Plan
 from prunella.rewriting import rewritten
 from prunella.slicing import take
-from prunella.structure import tensors
+from prunella.structure import device_of, tensors
 from prunella.tracing import Inputs, positional
 
 
@@ -54,8 +54,7 @@ def transform(
     check_digest(model, plan)
     if not certify:
         pruned = smaller(model, plan)
-        device = next((t.device for t in tensors(model).values()), torch.device("cpu"))
-        known = None if plan.example is None else make(plan.example, 0, device)
+        known = None if plan.example is None else make(plan.example, 0, device_of(model))
         reconfigure(model, pruned, known)
         return pruned
     args, kwargs = example_of(model, plan, example_inputs, example_kwargs)
@@ -169,8 +168,7 @@ def example_of(
             "the plan does not say what inputs the model takes (they are of a type that cannot be "
             "described); pass `example_inputs`"
         )
-    device = next((t.device for t in tensors(model).values()), torch.device("cpu"))
-    return make(plan.example, 0, device)
+    return make(plan.example, 0, device_of(model))
 
 
 def _run(

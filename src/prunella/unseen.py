@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from prunella.graph import Graph, refs
+from prunella.structure import prefixes
 
 _OUTSIDE = "the model's caller"
 
@@ -102,19 +103,13 @@ def _unseen_modules(graph: Graph) -> list[str]:
         for ref in refs((node.args, node.kwargs))
         if (value := graph.values.get(ref.name)) is not None and value.kind == "parameter"
     }
-    reached = {prefix for name in used for prefix in _prefixes(name)}
+    reached = {prefix for name in used for prefix in prefixes(name)}
     found = []
     for name in graph.unused:
-        outermost = next((p for p in _prefixes(name) if p not in reached), name)
+        outermost = next((p for p in prefixes(name) if p not in reached), name)
         if outermost not in found:
             found.append(outermost)
     return found
-
-
-def _prefixes(name: str) -> list[str]:
-    """("a.b.weight") -> ["a", "a.b"]."""
-    parts = name.split(".")
-    return [".".join(parts[:i]) for i in range(1, len(parts))]
 
 
 def _part(module: str, around: str) -> str | None:

@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from prunella.graph import Node, Path, refs
 from prunella.labels import Extent, Labels, Layers
+from prunella.operators import operator_of
 
 Rule = Callable[[Labels, Node], Layers | list[Layers]]
 """Given the record and a node: the layers of its output, or a list of them for several outputs."""
@@ -49,6 +52,12 @@ def extents(labels: Labels, node: Node) -> dict[Path, Extent]:
 def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
     """Return an argument of a node, whether it was passed by position or by name."""
     return node.args[index] if index < len(node.args) else node.kwargs.get(name, default)
+
+
+def run_on(node: Node, layer: Tensor) -> Tensor:
+    """Run a node's own operator on a layer in place of its first argument."""
+    made: Tensor = operator_of(node.op.replace("_.", "."))(layer, *node.args[1:], **node.kwargs)
+    return made
 
 
 def apply(labels: Labels, node: Node) -> None:

@@ -3,7 +3,6 @@
 from math import prod
 
 from torch import Tensor
-from torch.nn.modules.conv import _ConvNd
 
 from prunella.graph import Node, Path, Ref
 from prunella.labels import (
@@ -147,8 +146,6 @@ def _grouped(labels: Labels, node: Node, weight: Ref, conv_groups: int) -> tuple
         columns_kept = labels.labels_along(weight, 1)
         if isinstance(columns_kept, Tensor):
             labels.structural.append(columns_kept)
-        if issubclass(labels.graph.modules.get(node.module, object), _ConvNd):
-            labels.follow(node, "groups", head.reshape(-1))
     return by_row, by_column
 
 

@@ -75,10 +75,7 @@ def size_of_fill(labels: Labels, node: Node) -> dict[Path, Extent]:
 @rule(*_named(_LIKE))
 def fill_alike(labels: Labels, node: Node) -> Layers:
     """Make, or turn a tensor into, a constant of the size of another."""
-    x = node.args[0]
-    if x.name in labels.fills:
-        labels.fills.add(node.outputs[0])
-    return labels.of(x)
+    return labels.of(node.args[0])
 
 
 @rule(*_named(_OTHERS))

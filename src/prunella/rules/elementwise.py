@@ -43,11 +43,10 @@ def _names(ops: str, overloads: tuple[str, ...] | list[str]) -> list[str]:
 )
 def meet(labels: Labels, node: Node) -> Layers:
     """Unite the labels of all tensor arguments."""
-    (output,) = node.outputs
     operands = [ref for ref in refs((node.args, node.kwargs)) if _takes_part(node, ref)]
-    if operands and all(ref.name in labels.fills for ref in operands):
-        labels.fills.add(output)
-    return labels.meet(labels.shapes[output], [labels.operand(ref) for ref in operands], node)
+    return labels.meet(
+        labels.shapes[node.outputs[0]], [labels.operand(ref) for ref in operands], node
+    )
 
 
 def _takes_part(node: Node, ref: Ref) -> bool:

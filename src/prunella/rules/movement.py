@@ -1,7 +1,6 @@
 """Movement operators: run on the labels themselves, so there is no index arithmetic by hand."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from math import prod
 
 import torch
@@ -13,7 +12,6 @@ from prunella.labels import (
     Labels,
     Layer,
     Layers,
-    Operand,
     Shape,
     pad,
     shrink,
@@ -21,7 +19,7 @@ from prunella.labels import (
     varies,
     varying,
 )
-from prunella.rules._registry import argument, resizes, rule
+from prunella.rules._registry import argument, resizes, rule, run_on
 
 
 @rule(
@@ -39,8 +37,6 @@ def reshape(labels: Labels, node: Node) -> Layers:
     """Reshape the labels; where a labelled dimension is cut into rows, they keep equally many."""
     x, (output,) = node.args[0], node.outputs
     before, after = labels.shape(x), labels.shapes[output]
-    if x.name in labels.fills:
-        labels.fills.add(output)
     made = []
     for layer in labels.of(x):
         moved = reshape_layer(layer, before, after)
@@ -152,15 +148,7 @@ def _segments(before: Shape, after: Shape) -> Iterator[tuple[list[int], list[int
       "aten.adjoint.default", "aten.numpy_T.default", "aten.swapdims.default")  # fmt: skip
 def permute(labels: Labels, node: Node) -> Layers:
     """Permute the layers' dimensions."""
-    return tuple(_call(node, a) for a in labels.of(node.args[0]))
-
-
-def _call(node: Node, layer: Tensor) -> Tensor:
-    """Run the node's own operator on a layer in place of its first argument."""
-    _, name, overload = node.op.split(".")
-    function = getattr(getattr(torch.ops.aten, name.rstrip("_")), overload)
-    result: Tensor = function(layer, *node.args[1:], **node.kwargs)
-    return result
+    return tuple(run_on(node, a) for a in labels.of(node.args[0]))
 
 
 @rule("aten.expand.default", "aten.expand_as.default", "aten.broadcast_to.default")
@@ -168,9 +156,6 @@ def expand(labels: Labels, node: Node) -> Layers:
     """Keep the layers; a new extent holds the same everywhere, and takes on any size."""
     x, (output,) = node.args[0], node.outputs
     shape = labels.shapes[output]
-    if x.name in labels.fills:
-        labels.fills.add(output)
-        return ()
     before = (1,) * (len(shape) - len(labels.shape(x))) + labels.shape(x)
     layers = [pad(a, len(shape)) for a in labels.of(x)]
     for d, (old, new) in enumerate(zip(before, shape, strict=True)):
@@ -184,29 +169,27 @@ def _new_extent(labels: Labels, node: Node, dim: int) -> Tensor:
 
     What it meets decides; whether the model's code can follow, `sizing` finds out.
     """
-    size: Size | None = node.sizes.get((1, dim))
+    shape = labels.shapes[node.outputs[0]]
     if node.op == "aten.expand_as.default":
-        size = Dim(node.args[1].name, dim)
+        size: Size | None = Dim(node.args[1].name, dim)
+    else:
+        size = node.sizes.get((1, dim - (len(shape) - len(node.args[1]))))
     if isinstance(size, Dim):
         along = labels.labels_along(Ref(size.value), size.dim)
         if isinstance(along, Tensor):
             return along
-    return labels.fresh(labels.shapes[node.outputs[0]][dim])
+    return labels.fresh(shape[dim])
 
 
 @rule("aten.repeat.default", "aten.tile.default")
 def repeat(labels: Labels, node: Node) -> Layers:
     """Repeat the labels along the dimensions on which they vary; what repeats one is elastic."""
     x, times = node.args[:2]
-    (output,) = node.outputs
     ndim = max(len(labels.shape(x)), len(times))
     times = (1,) * (ndim - len(times)) + tuple(times)
     before = (1,) * (ndim - len(labels.shape(x))) + labels.shape(x)
     padded = [pad(a, ndim) for a in labels.of(x)]
     made = [a.repeat([t if varies(a, d) else 1 for d, t in enumerate(times)]) for a in padded]
-    if x.name in labels.fills:
-        labels.fills.add(output)
-        return ()
     for d, (old, n) in enumerate(zip(before, times, strict=True)):
         if old == 1 and n > 1:
             made.append(spread(_new_extent(labels, node, d), d, ndim))
@@ -238,193 +221,6 @@ def repeat_interleave(labels: Labels, node: Node) -> Layers:
     return tuple(a.repeat_interleave(times, dim) if varies(a, dim) else a for a in labels.of(x))
 
 
-@rule("aten.cat.default", "aten.concat.default", "aten.concatenate.default")
-def cat(labels: Labels, node: Node) -> Layers:
-    """Concatenate the labels; those of the other dimensions meet."""
-    tensors = [ref for ref in node.args[0] if labels.shape(ref) != (0,)] or list(node.args[0])
-    dim = argument(node, 1, "dim", 0) % len(labels.shape(tensors[0]))
-    return _join(labels, node, [labels.operand(ref) for ref in tensors], dim)
-
-
-@rule("aten.stack.default")
-def stack(labels: Labels, node: Node) -> Layers:
-    """Join tensors along a new dimension: what they carry meets there."""
-    dim = argument(node, 1, "dim", 0) % (len(labels.shape(node.args[0][0])) + 1)
-    parts = [
-        Operand(
-            tuple(a.unsqueeze(dim) for a in part.layers),
-            (*part.shape[:dim], 1, *part.shape[dim:]),
-            part.fill,
-        )
-        for part in map(labels.operand, node.args[0])
-    ]
-    return _join(labels, node, parts, dim)
-
-
-def _join(labels: Labels, node: Node, parts: list[Operand], dim: int) -> Layers:
-    """Concatenate what varies along `dim`, let what does not meet.
-
-    A part that is not labelled along `dim` gets labels of its own that may not be cut.
-    """
-    parts = [part for part in parts if part.shape[dim]] or parts  # an empty one adds nothing
-    parts = _by_heads(labels, parts, dim, node)
-    along: list[Tensor] = []
-    across: list[Operand] = []
-    labelled = any(varies(a, dim) for part in parts for a in part.layers)
-    for part in parts:
-        flat = tuple(1 if d == dim else n for d, n in enumerate(part.shape))
-        mine = [a for a in part.layers if varies(a, dim)]
-        rest = tuple(a for a in part.layers if not varies(a, dim))
-        across.append(Operand(rest, flat, part.fill))
-        if labelled and not mine:
-            own = labels.fresh(part.shape[dim])
-            labels.freeze(own, "is concatenated from a plain extent", node)
-            mine = [own.reshape([-1 if d == dim else 1 for d in range(len(flat))])]
-        if labelled:
-            for other in mine[1:]:
-                labels.unite(mine[0], other)
-            along.append(mine[0])
-    met = labels.meet(across[0].shape, across, node)
-    return (*met, _side_by_side(labels, along, dim, node)) if labelled else met
-
-
-def _by_heads(labels: Labels, parts: list[Operand], dim: int, node: Node) -> list[Operand]:
-    """Where one part is cut by whole heads only, the others are too (partial rotary embeddings)."""
-    joint = {d for part in parts for a in part.layers if varies(a, dim) for d in varying(a)} - {dim}
-    for part in parts:
-        inside = any(varies(a, dim) for a in part.layers)
-        if joint and not inside and any(joint <= set(varying(a)) for a in part.layers):
-            reason = "is concatenated with what is cut as a whole"
-            return [
-                replace(p, layers=labels.pass_through(p.layers, [dim], reason, node)) for p in parts
-            ]
-    return parts
-
-
-def _side_by_side(labels: Labels, parts: list[Layer], dim: int, node: Node) -> Layer:
-    """Concatenate layers along `dim`; what only some vary along is collapsed, lest rows differ."""
-    shared = set(varying(parts[0])).intersection(*(varying(part) for part in parts))
-    whole = []
-    for part in parts:
-        alone = [d for d in varying(part) if d != dim and d not in shared]
-        whole.append(labels.collapse(part, alone, "is concatenated across", node))
-    return torch.cat(whole, dim)
-
-
-@rule("aten.chunk.default", "aten.split.Tensor", "aten.tensor_split.sections",
-      "aten.unsafe_chunk.default", "aten.unsafe_split.Tensor")  # fmt: skip
-def chunk(labels: Labels, node: Node) -> list[Layers]:
-    """Cut the labels into pieces, which keep equally many."""
-    x = node.args[0]
-    dim = argument(node, 2, "dim", 0) % len(labels.shape(x))
-    made: list[list[Layer]] = [[] for _ in node.outputs]
-    sizes = [labels.shapes[name][dim] for name in node.outputs]
-    for layer in labels.of(x):
-        pieces = layer.split(sizes, dim) if varies(layer, dim) else [layer] * len(sizes)
-        if varies(layer, dim):
-            if len(set(sizes)) > 1:
-                labels.freeze(layer, "is cut into pieces of uneven size", node)
-            else:
-                rows = torch.stack([piece.reshape(-1) for piece in pieces])
-                labels.equal_rows(rows, node, moved=True)
-        for layers, piece in zip(made, pieces, strict=True):
-            layers.append(piece)
-    return [tuple(a for a in layers if a.numel() > 1) for layers in made]
-
-
-@resizes("aten.split.Tensor", "aten.unsafe_split.Tensor")
-def size_of_pieces(labels: Labels, node: Node) -> dict[Path, Extent]:
-    """Tie the size of all pieces to the first."""
-    dim = argument(node, 2, "dim", 0) % len(labels.shape(node.args[0]))
-    first = node.outputs[0]
-    return {(1,): Extent(first, dim, 0, labels.shapes[first][dim])}
-
-
-@rule("aten.split_with_sizes.default", "aten.split.sizes", "aten.unbind.int")
-def split(labels: Labels, node: Node) -> list[Layers]:
-    """Cut the labels at the places the model asks for."""
-    x = node.args[0]
-    unbind = node.op == "aten.unbind.int"
-    dim = argument(node, *((1, "dim", 0) if unbind else (2, "dim", 0))) % len(labels.shape(x))
-    pieces = [_pieces(node, a, dim, unbind) for a in labels.of(x)]
-    if unbind:
-        labels.keep(x, dim, (0, labels.shape(x)[dim]), "is taken apart one by one", node)
-    else:
-        for layer, parts in zip(labels.of(x), pieces, strict=True):
-            for part in parts if varies(layer, dim) else ():
-                _even(labels, part, dim, node)
-    return [tuple(p[i] for p in pieces if p[i].numel() > 1) for i, _ in enumerate(node.outputs)]
-
-
-def _pieces(node: Node, layer: Layer, dim: int, unbind: bool) -> list[Layer]:
-    count = len(node.outputs)
-    if unbind:
-        return list(layer.unbind(dim)) if varies(layer, dim) else [layer.squeeze(dim)] * count
-    return list(layer.split(list(node.args[1]), dim)) if varies(layer, dim) else [layer] * count
-
-
-def _even(labels: Labels, piece: Layer, dim: int, node: Node) -> None:
-    """Where a piece of a dimension is one in each of several rows, all keep equally many."""
-    if len(varying(piece)) > 1 and varies(piece, dim):
-        labels.equal_rows(piece.movedim(dim, -1).reshape(-1, piece.shape[dim]), node, moved=True)
-
-
-@resizes("aten.split_with_sizes.default", "aten.split.sizes")
-def piece_sizes(labels: Labels, node: Node) -> dict[Path, Extent]:
-    """Tie every size to the piece of that size."""
-    dim = argument(node, 2, "dim", 0) % len(labels.shape(node.args[0]))
-    return {
-        (1, i): Extent(name, dim, 0, labels.shapes[name][dim])
-        for i, name in enumerate(node.outputs)
-    }
-
-
-@rule("aten.slice.Tensor", "aten.select.int", "aten.narrow.default")
-def pick(labels: Labels, node: Node) -> Layers:
-    """Run the operator on the labels it takes from."""
-    x, dim = node.args[0], argument(node, 1, "dim", 0)
-    size = labels.shape(x)[dim]
-    dim %= len(labels.shape(x))
-    if node.op == "aten.select.int":
-        index = node.args[2] % size
-        labels.keep(x, dim, (index, index + 1), "is picked by its position", node)
-    elif argument(node, 4, "step", 1) != 1 or argument(node, 3, "end") == -1:
-        # Every other one; or all but the last, where -1 counts one whatever is cut before it.
-        first = 0 if argument(node, 4, "step", 1) != 1 else size - 1
-        labels.keep(x, dim, (first, size), "is picked by its position", node)
-    made = []
-    for layer in labels.of(x):
-        if varies(layer, dim):
-            taken = _call(node, layer)
-            if node.op != "aten.select.int" and taken.shape[dim] < size:
-                _even(labels, taken, dim, node)
-            made.append(shrink(taken))
-        else:
-            made.append(layer.squeeze(dim) if node.op == "aten.select.int" else layer)
-    return tuple(a for a in made if a.numel() > 1)
-
-
-@resizes("aten.slice.Tensor", "aten.select.int", "aten.narrow.default")
-def bounds(labels: Labels, node: Node) -> dict[Path, Extent]:
-    """Tie start and end to what lies before them, or behind them where they are negative."""
-    x, dim = node.args[0], argument(node, 1, "dim", 0)
-    size = labels.shape(x)[dim]
-    dim %= len(labels.shape(x))
-    if argument(node, 4, "step", 1) != 1:
-        return {}
-    found: dict[Path, Extent] = {}
-    for i in range(2, min(len(node.args), 3 if node.op == "aten.select.int" else 4)):
-        place = node.args[i]
-        if node.op == "aten.narrow.default" and i == 3:
-            start = node.args[2] % size
-            found[(3,)] = Extent(x.name, dim, start, start + place)
-        elif isinstance(place, int) and -size < place < 0 and not (i == 3 and place == -1):
-            found[(i,)] = Extent(x.name, dim, size + place, size, sign=-1)
-        elif isinstance(place, int) and 0 < place < size:
-            found[(i,)] = Extent(x.name, dim, 0, place)
-    return found
-
-
 @rule("aten.flip.default", "aten.roll.default")
 def rearrange(labels: Labels, node: Node) -> Layers:
     """Run the operator on the labels; a labelled dimension it moves must stay whole."""
@@ -433,7 +229,7 @@ def rearrange(labels: Labels, node: Node) -> Layers:
     for layer in labels.of(x):
         shape = labels.shape(x)
         wide = layer.expand([n if varies(layer, d) else 1 for d, n in enumerate(shape)])
-        made.append(_call(node, wide))
+        made.append(run_on(node, wide))
     for dim in node.args[1 if node.op == "aten.flip.default" else 2] or range(len(labels.shape(x))):
         dim %= len(labels.shape(x))
         labels.keep(x, dim, (0, labels.shape(x)[dim]), "is rearranged by a fixed amount", node)

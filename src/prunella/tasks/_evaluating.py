@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from prunella.errors import TaskError
 from prunella.modes import evaluating
 from prunella.progress import Progress, or_silent
+from prunella.structure import device_of
 from prunella.tasks._protocol import Split, Task
 
 
@@ -43,7 +44,7 @@ def evaluate(
         TaskError: The split is empty, or its loader or the metric raises.
         NotFiniteError: The metric is not finite. (A TaskError.)
     """
-    where = _device_of(model) if device is None else torch.device(device)
+    where = device_of(model) if device is None else torch.device(device)
     loader = open_split(task, split)
     autocast = torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16")
     with (
@@ -181,12 +182,6 @@ def _outputs(
         moved = to_device(batch, device)
         yield model(*positional(task, moved)), moved
         advance(1)
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
 
 
 def _update(update: Callable[[bytes], None], value: Any) -> None:
