@@ -1,7 +1,7 @@
 """Trace, couple and plan language models of full size on the meta device: no weights, no download.
 
     python -m benchmarks.llm_scale
-    python -m benchmarks.llm_scale llama-3-8b --out /tmp/llm
+    python -m benchmarks.llm_scale llama-3-8b --out llm
 
 Each model runs in a process of its own on one thread, and is given half of its channels to lose.
 The exit code is 1 where one fails or needs more than the limits.

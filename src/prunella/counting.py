@@ -102,9 +102,7 @@ def clusters(groups: Groups) -> tuple[Cluster, ...]:
 
 def _bound(groups: Groups) -> np.ndarray:
     """Number the clusters: `[groups]` -> cluster. Groups share one through rows or a whole axis."""
-    owner = np.full(groups.channels + 1, -1)  # by channel number, and for -1: the group's index
-    for i, group in enumerate(groups):
-        owner[group.start : group.start + group.channels] = i
+    owner = _owner(groups)
     pairs: list[tuple[int, int]] = []
     for block in groups.blocks:
         found = np.unique(owner[block.rows])
@@ -116,6 +114,17 @@ def _bound(groups: Groups) -> np.ndarray:
         csr_array((np.ones(len(pairs)), (rows, columns)), shape=(n, n)), directed=False
     )
     return np.asarray(cluster)
+
+
+def _owner(groups: Groups) -> np.ndarray:
+    """Map every channel number, and -1, to the index of its group; what may not be cut to -1.
+
+    What was frozen by trying (`probing`) keeps its numbers, among those of what may be cut.
+    """
+    owner = np.full(groups.channels + 1, -1)
+    for i, group in enumerate(groups):
+        owner[group.start : group.start + group.channels] = i
+    return owner
 
 
 def membership(
@@ -151,15 +160,15 @@ def membership(
 
 def _atoms(groups: Groups) -> list[Atom]:
     """Sort the channels that may be cut into atoms, group by group."""
-    sizes = [group.channels for group in groups]
+    owner = _owner(groups)
     rows, decode = membership(
-        [(b, block.rows) for b, block in enumerate(groups.blocks)], sum(sizes)
+        [(b, block.rows) for b, block in enumerate(groups.blocks)], groups.channels
     )
-    owner = np.repeat(np.arange(len(groups)), sizes)  # channels that may be cut come first
     ties = frozenset(b for b, block in enumerate(groups.blocks) if block.tie)
     return [
         Atom(groups.prunable[owner[found[0]]].name, decode(rows.row(found[0])), found, ties)
-        for found in rows.alike(owner)
+        for found in rows.alike(owner[:-1])
+        if owner[found[0]] >= 0
     ]
 
 

@@ -102,7 +102,7 @@ class Groups:
     """Everything coupling found out about a network.
 
     Iterating gives the groups that may be cut; `frozen` are those that may not, each with reasons.
-    Channels are numbered over both, those that may be cut first; `axes` gives the number at each
+    Channels are numbered over both, in no order to rely on; `axes` gives the number at each
     position of each axis, `[size]`, or `[conv_groups, size]` where every conv group has its own.
     `marked` are the nodes that take statistics over channels. `form` says what the pruned model
     will be: "class" respects the sizes that the model's own code spells out, "graph" rewrites them.

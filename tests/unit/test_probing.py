@@ -87,3 +87,28 @@ def test_the_class_comes_back_where_an_attribute_says_the_size() -> None:
     result = prunella.prune(Named(), IMAGE, ratio=0.5)
     assert type(result.model) is Named
     assert result.model.width == 2
+
+
+@pytest.mark.parametrize("stuck", range(4))
+def test_what_is_frozen_by_trying_leaves_the_others_free(stuck: int) -> None:
+    class Insisting(nn.Module):
+        """Does not take fewer channels behind one of its layers, in a way no capture shows."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(
+                nn.Conv2d(8, 8, 3, padding=1, groups=g) for g in (1, 2, 1, 1)
+            )
+            self.stem, self.head = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            for i, layer in enumerate(self.layers):
+                x = layer(x).relu()
+                if i == stuck and str(x.shape[1]) != "8":
+                    raise ValueError("eight channels are expected")
+            return self.head(x)
+
+    result = prunella.prune(Insisting(), IMAGE, ratio=0.5)
+    widths = [layer.out_channels for layer in result.model.layers]
+    assert widths == [8 if i == stuck else 4 for i in range(4)]
