@@ -1,0 +1,76 @@
+"""Calibration data: a few batches of what the model will see, without need of labels."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from prunella.errors import ConfigError
+from prunella.examples import Arguments
+
+Loss = Callable[[Any, int], Tensor]
+"""A scalar of the model's outputs on the batch of that index."""
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Batches of inputs that are like those the model is for.
+
+    Attributes:
+        batches: Arguments and keyword arguments of one call of the model each.
+        loss: What training minimises, where labels are at hand, a mean over the batch. None: all
+            that is judged is how far outputs are from the dense model's.
+    """
+
+    batches: Sequence[Arguments]
+    loss: Loss | None = None
+
+
+Data = Calibration | Iterable[Any]
+
+
+def calibration(data: Data, inputs: int = 1, device: torch.device | str = "cpu") -> Calibration:
+    """Read calibration data from what users have: a tensor, a list of batches, a data loader.
+
+    Args:
+        data: Batches. Each is a tensor, a tuple or list of positional inputs, or a mapping of
+            keyword arguments. What a tuple or list holds beyond the model's inputs (a loader's
+            targets) is left out. A lone tensor is one batch.
+        inputs: How many positional inputs the model takes.
+        device: Where the model is.
+
+    Raises:
+        ConfigError: There is no batch, or one is of another type.
+    """
+    if isinstance(data, Calibration):
+        return data
+    if isinstance(data, str | bytes | Mapping):
+        raise ConfigError(
+            f"calibration data are batches (a list or a loader), got a {type(data).__name__}"
+        )
+    given = [data] if isinstance(data, Tensor) else data
+    batches = [_arguments(batch, inputs, device) for batch in given]
+    if not batches:
+        raise ConfigError("the calibration data hold no batch; a few hundred samples are enough")
+    return Calibration(batches)
+
+
+def _arguments(batch: Any, inputs: int, device: torch.device | str) -> Arguments:
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(batch, Tensor):
+        args = (batch,)
+    elif isinstance(batch, Mapping):
+        kwargs = dict(batch)
+    elif isinstance(batch, tuple | list):
+        args = tuple(batch[: max(inputs, 1)])
+    else:
+        raise ConfigError(
+            "a batch of calibration data is a tensor, a tuple or list of inputs or a mapping of "
+            f"keyword arguments, got a {type(batch).__name__}"
+        )
+    moved: Arguments = pytree.tree_map_only(Tensor, lambda t: t.to(device), (args, kwargs))
+    return moved
