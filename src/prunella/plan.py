@@ -3,7 +3,7 @@
 import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +15,9 @@ SCHEMA = 1
 
 Form = Literal["class", "graph"]
 """What a pruned model is: an instance of the user's own class, or the captured graph rewritten."""
+
+Heads = Literal["whole", "inside"]
+"""What is cut where channels are laid out as `[heads, positions]`: heads, or positions in each."""
 
 Indices = tuple[int, ...] | tuple[tuple[int, ...], ...]
 """Kept indices along one dimension; one tuple per conv group where each keeps its own."""
@@ -106,7 +109,8 @@ class Groups:
     position of each axis, `[size]`, or `[conv_groups, size]` where every conv group has its own.
     `marked` are the nodes that take statistics over channels. `form` says what the pruned model
     will be: "class" respects the sizes that the model's own code spells out, "graph" rewrites them.
-    `code_binds`: such sizes froze some groups.
+    `code_binds`: such sizes froze some groups. `heads` says what was cut of attention: whole heads,
+    or positions inside all of them.
     """
 
     graph: Graph
@@ -119,6 +123,7 @@ class Groups:
     marked: tuple[str, ...] = ()
     form: Form = "class"
     code_binds: bool = False
+    heads: Heads = "whole"
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.prunable)
@@ -154,10 +159,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What one sample costs: multiply-accumulates; and how many parameters there are."""
+    """What one sample costs, and how large the model is.
+
+    Attributes:
+        macs: Multiply-accumulates.
+        params: How many parameters there are.
+        weight_bytes: Bytes of parameters and buffers; None in a plan from before they were counted.
+        activation_bytes: Bytes of live activations at the worst moment of the forward pass; None
+            where no budget asks for them.
+    """
 
     macs: int
     params: int
+    weight_bytes: int | None = None
+    activation_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -170,29 +185,44 @@ class Scores:
 
 @dataclass(frozen=True)
 class Budget:
-    """Upper bounds on what remains.
+    """Upper bounds on what remains; several hold together.
 
     Each is a share of the dense model (`0.5` or `"50%"`), or an absolute count (an int such as
     `20_000_000`). None means unbounded.
+
+    Attributes:
+        macs: Multiply-accumulates of one sample.
+        params: Parameters.
+        weight_bytes: Bytes of all parameters and buffers, in the types they are stored in.
+        activation_bytes: Bytes of live activations at the worst moment of one sample's forward pass
+            (`costs.memory`).
     """
 
     macs: float | int | str | None = None
     params: float | int | str | None = None
+    weight_bytes: float | int | str | None = None
+    activation_bytes: float | int | str | None = None
 
     def __post_init__(self) -> None:
-        if self.macs is None and self.params is None:
-            raise ConfigError("a budget bounds something: give `macs`, `params` or both")
-        for name in ("macs", "params"):
-            _limit(name, getattr(self, name), 1)
+        bounds = {f.name: getattr(self, f.name) for f in fields(self)}
+        if all(bound is None for bound in bounds.values()):
+            raise ConfigError(
+                "a budget bounds something: give `macs`, `params` or both, `weight_bytes` or "
+                "`activation_bytes`"
+            )
+        for name, bound in bounds.items():
+            _limit(name, bound, 1)
 
     def resolve(self, dense: Costs) -> dict[str, int]:
         """Turn the bounds into absolute counts of the model whose dense costs are given."""
-        bounds = {"macs": self.macs, "params": self.params}
-        return {
-            name: _limit(name, bound, getattr(dense, name))
-            for name, bound in bounds.items()
-            if bound is not None
-        }
+        limits = {}
+        for field in fields(self):
+            bound = getattr(self, field.name)
+            if bound is not None:
+                whole = getattr(dense, field.name)
+                assert whole is not None, f"the dense model's {field.name} are known"
+                limits[field.name] = _limit(field.name, bound, whole)
+        return limits
 
 
 def _limit(name: str, bound: float | int | str | None, dense: int) -> int:
@@ -229,6 +259,7 @@ class Plan:
         form: What the pruned model is: the user's own class, or the captured graph rewritten.
         marked: Whether statistics are taken over channels of which some are cut, so that the masked
             model takes them over the kept ones.
+        heads: Whether attention lost whole heads, or positions inside all of them.
     """
 
     digest: str
@@ -241,6 +272,7 @@ class Plan:
     example: Any = None
     form: Form = "class"
     marked: bool = False
+    heads: Heads = "whole"
 
     def to_json(self) -> str:
         """Write the plan as JSON text."""
@@ -275,6 +307,7 @@ class Plan:
                 example=record["example"],
                 form=record.get("form", "class"),
                 marked=record.get("marked", False),
+                heads=record.get("heads", "whole"),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, PlanMismatchError):
@@ -320,6 +353,7 @@ def compose(first: Plan, second: Plan) -> Plan:
         example=first.example,
         form="graph" if "graph" in (first.form, second.form) else "class",
         marked=first.marked or second.marked,
+        heads="inside" if "inside" in (first.heads, second.heads) else "whole",
     )
 
 

@@ -84,3 +84,8 @@ def count_params(model: nn.Module) -> int:
     """Count the parameters of a model; a tied one counts once, buffers do not."""
     found = tensors(model)
     return sum(found[name].numel() for name, _ in model.named_parameters())
+
+
+def count_weight_bytes(model: nn.Module) -> int:
+    """Count the bytes of a model's parameters and buffers; a tied one counts once."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors(model).values())

@@ -1,10 +1,12 @@
 """Read the costs of a plan off the graph, without building the model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 
+from prunella.graph import Value
 from prunella.plan import Costs, Groups
 
 
@@ -19,17 +21,22 @@ class Term:
 def predict(groups: Groups, mask: np.ndarray) -> Costs:
     """Predict what is left of the costs.
 
-    Costs are polynomials in the sizes of the groups, so the result is exact.
+    Costs are polynomials in the sizes of the groups, so the result is exact. Activations are left
+    out: see `costs.memory`.
 
     Args:
         groups: The groups of a network.
         mask: For every channel number, whether it is kept: bool, `[groups.channels]`.
     """
     macs = evaluate(mac_terms(groups), mask)
-    return Costs(macs // groups.graph.samples, evaluate(param_terms(groups), mask))
+    return Costs(
+        macs // groups.graph.samples,
+        evaluate(param_terms(groups), mask),
+        evaluate(byte_terms(groups), mask),
+    )
 
 
-def evaluate(terms: list[Term], mask: np.ndarray) -> int:
+def evaluate(terms: Sequence[Term], mask: np.ndarray) -> int:
     """Sum the terms for one mask; number -1 in a term is what is never cut."""
     mask = np.append(mask, True)
     return sum(prod((t.factor, *(int(mask[dim].sum()) for dim in t.dims))) for t in terms)
@@ -42,14 +49,26 @@ def mac_terms(groups: Groups) -> list[Term]:
 
 def param_terms(groups: Groups) -> list[Term]:
     """List the elements of every parameter; a tied one once."""
+    return [term for value, term in _elements(groups) if value.kind == "parameter"]
+
+
+def byte_terms(groups: Groups) -> list[Term]:
+    """List the bytes of every parameter and buffer, each in the type it is stored in."""
+    return [
+        Term(term.factor * value.dtype.itemsize, term.dims) for value, term in _elements(groups)
+    ]
+
+
+def _elements(groups: Groups) -> list[tuple[Value, Term]]:
+    """List the elements of every parameter and buffer; a tied one once."""
     numbers: dict[str, dict[int, np.ndarray]] = {}
     for axis, number in groups.axes.items():
         row = number[0] if number.ndim == 2 else number  # every conv group keeps equally many
         numbers.setdefault(axis.tensor, {})[axis.dim] = row
-    terms = []
+    found = []
     for value in groups.graph.values.values():
-        if value.kind == "parameter":
+        if value.kind in ("parameter", "buffer"):
             dims = numbers.get(value.source, {})
             rest = (size for dim, size in enumerate(value.shape) if dim not in dims)
-            terms.append(Term(prod(rest), tuple(dims.values())))
-    return terms
+            found.append((value, Term(prod(rest), tuple(dims.values()))))
+    return found
