@@ -97,7 +97,8 @@ def settle(layout: Layout, mask: np.ndarray) -> dict[AtomKey, int]:
 
 def _propagate_pruned(flow: Flow, mask: np.ndarray) -> tuple[Labels, np.ndarray]:
     small = resized(flow, mask)
-    labels = propagate(replace(flow.groups.graph, nodes=small.nodes), small.shapes)
+    graph = replace(flow.groups.graph, nodes=small.nodes)
+    labels = propagate(graph, small.shapes, flow.groups.heads)
     if len(labels.rows) != flow.constraints:
         raise CouplingError("a dimension that is cut and moved would keep a single channel")
     return labels, close(labels)

@@ -154,7 +154,7 @@ class _Case:
 
 def _kept(model: nn.Module, plan: Plan, inputs: Inputs, groups: Groups | None) -> Resized:
     if groups is None or not (groups.graph.recorded or fits(groups.graph, *inputs)):
-        groups = couple(trace(model, *inputs), form=plan.form)
+        groups = couple(trace(model, *inputs), form=plan.form, heads=plan.heads)
     return resized(groups, mask_from(groups, plan))
 
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from prunella.plan import (
     Frozen,
     Group,
     Groups,
+    Heads,
     MacTerm,
     nearest,
 )
@@ -38,7 +39,12 @@ Exclude = str | re.Pattern[str] | type[nn.Module]
 _REASONS = 3  # how many different reasons a frozen group lists
 
 
-def couple(graph: Graph, exclude: Iterable[Exclude] = (), form: Form = "class") -> Groups:
+def couple(
+    graph: Graph,
+    exclude: Iterable[Exclude] = (),
+    form: Form = "class",
+    heads: Heads = "whole",
+) -> Groups:
     """Find the groups of coupled channels of a network.
 
     Args:
@@ -48,20 +54,28 @@ def couple(graph: Graph, exclude: Iterable[Exclude] = (), form: Form = "class") 
         form: "class": only what the model's own code allows, so that the user's class comes back.
             "graph": sizes that the code spells out do not bind; the pruned model is the captured
             graph, rewritten.
+        heads: "whole": attention loses whole heads. "inside": all heads stay, and each loses
+            equally many of its positions, of its own choice; queries and keys lose the same ones,
+            values and the columns that read them others.
 
     Returns:
         The groups that may be cut, and those that may not with the reasons.
 
     Raises:
-        ConfigError: An entry of `exclude` matches nothing.
+        ConfigError: An entry of `exclude` matches nothing, or `heads` is neither.
     """
-    labels = propagate(graph, {name: value.shape for name, value in graph.values.items()})
+    if heads not in get_args(Heads):
+        raise ConfigError(
+            f"`heads` is one of {', '.join(map(repr, get_args(Heads)))}, got {heads!r}"
+        )
+    labels = propagate(graph, {name: value.shape for name, value in graph.values.items()}, heads)
     _exclude(labels, exclude)
     if graph.recorded:
         _hold_statistics(labels)
     components = close(labels)
     code_binds = bind_sizes(labels, components, form)
-    return replace(_assemble(labels, components), form=form, code_binds=code_binds)
+    groups = _assemble(labels, components)
+    return replace(groups, form=form, code_binds=code_binds, heads=heads)
 
 
 def _hold_statistics(labels: Labels) -> None:
@@ -82,9 +96,9 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 """Modules whose statistics the certificate can take over the kept channels in a recorded run."""
 
 
-def propagate(graph: Graph, shapes: dict[str, Shape]) -> Labels:
+def propagate(graph: Graph, shapes: dict[str, Shape], heads: Heads) -> Labels:
     """Send labels through the whole network once."""
-    labels = Labels(graph, shapes)
+    labels = Labels(graph, shapes, inside=heads == "inside")
     for node in graph.nodes:
         rules.apply(labels, node)
     for name in graph.outputs:

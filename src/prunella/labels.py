@@ -98,7 +98,8 @@ class Operand:
 class Labels:
     """The record of one propagation; rules write, `coupling` reads.
 
-    `shapes` are the shapes of all values: the graph's own, or those a plan would give.
+    `shapes` are the shapes of all values: the graph's own, or those a plan would give. `inside`:
+    of channels laid out as rows (heads) every row loses equally many, instead of rows going whole.
     """
 
     graph: Graph
@@ -117,6 +118,7 @@ class Labels:
     roots: Roots = field(default_factory=Roots)
     joined: int = 0  # how many of the edges `roots` knows
     needed: list[Needed] = field(default_factory=list)
+    inside: bool = False
 
     # -- what a rule asks
 
@@ -284,7 +286,7 @@ class Labels:
             more = len(shape) - len(operand.shape)
             sides.append(Operand(tuple(tight), (1,) * more + operand.shape))
             whole |= dims_of(padded) - dims_of(tight) | {d + more for d in operand.whole}
-        while conflict := _plain_side(sides, shape) or _joint_side(sides, whole):
+        while conflict := self._conflict(sides, shape, whole):
             i, dim = conflict
             why = "is shared by all heads" if dim in whole else reason
             layers = self.pass_through(sides[i].layers, [dim], why, node)
@@ -296,13 +298,31 @@ class Labels:
                 self.unite(first, layer)
         return tuple(met.values())
 
+    def cut_dims(self, layer: Layer) -> set[int]:
+        """Return the dimensions that may get shorter: of rows that stay, what is inside them."""
+        return {innermost(layer)} if self.inside and varying(layer) else set(varying(layer))
+
+    def _conflict(
+        self, sides: Sequence[Operand], shape: Shape, whole: set[int]
+    ) -> tuple[int, int] | None:
+        """Find a side, and a dimension along which it may not vary as long as others are there."""
+        for i, side in enumerate(sides):
+            others = [*sides[:i], *sides[i + 1 :]]
+            for dim in sorted({d for layer in side.layers for d in self.cut_dims(layer)}):
+                if any(is_plain(other, dim, shape[dim]) for other in others):
+                    return i, dim
+        return _row_side(sides, whole) if self.inside else _joint_side(sides, whole)
+
     def _disentangle(self, layers: list[Layer]) -> list[Layer]:
-        """Unite the layers of one tensor that vary along the same dimension."""
+        """Unite the layers of one tensor that vary along the same dimension.
+
+        Where rows stay, several may have them in common.
+        """
         apart: list[Layer] = []
         for layer in layers:
             for i, other in enumerate(apart):
                 both = set(varying(layer)) & set(varying(other))
-                if both:
+                if both and not (self.inside and both.isdisjoint(_innermosts(layer, other))):
                     self.unite(layer, other)
                     layer = apart[i] = narrow_to(layer, both)
             if not any(layer is other for other in apart):
@@ -316,10 +336,10 @@ class Labels:
         along others too (heads) is cut by those, and all of them share `other`.
         """
         tight = [self.tight(layer) for layer in layers]
-        along = [layer for layer in tight if varying(layer) == (dim,)]
+        along = [layer for layer in tight if self.cut_dims(layer) == {dim}]
         for layer in along:
             self.unite(layer, spread(other, dim, layer.ndim))
-        left = [layer for layer in tight if varying(layer) != (dim,)]
+        left = [layer for layer in tight if self.cut_dims(layer) != {dim}]
         if not along and size > 1:
             whole = any(varies(layer, dim) for layer in layers)
             reason = "is shared by all heads" if whole else "is multiplied with a plain extent"
@@ -331,19 +351,9 @@ class Labels:
         shape = self.shape(ref)
         dim %= len(shape)
         for layer in self.of(ref):
-            if varies(layer, dim):
+            if dim in self.cut_dims(layer):
                 return narrow_to(layer, {dim}).reshape(-1)
         return shape[dim]
-
-
-def _plain_side(sides: Sequence[Operand], shape: Shape) -> tuple[int, int] | None:
-    """Find a side with labels along a dimension that is a plain extent of another side."""
-    for i, side in enumerate(sides):
-        others = [*sides[:i], *sides[i + 1 :]]
-        for dim in sorted(dims_of(side.layers)):
-            if any(is_plain(other, dim, shape[dim]) for other in others):
-                return i, dim
-    return None
 
 
 def _joint_side(sides: Sequence[Operand], whole: set[int]) -> tuple[int, int] | None:
@@ -364,6 +374,29 @@ def _joint_side(sides: Sequence[Operand], whole: set[int]) -> tuple[int, int] | 
     return None
 
 
+def _row_side(sides: Sequence[Operand], whole: set[int]) -> tuple[int, int] | None:
+    """Find a side that cannot be cut inside rows that stay, next to another side.
+
+    Returns the side and the dimension it may not vary along any longer. Rows (heads) that meet what
+    is the same for all of them lose the same positions. What counts the rows themselves stays.
+    """
+    pairs = ((i, a, b) for i in range(len(sides)) for j in range(len(sides)) if i != j
+             for a in sides[i].layers for b in sides[j].layers)  # fmt: skip
+    for i, a, b in pairs:
+        mine, others = set(varying(a)), set(varying(b))
+        inner, other = innermost(a), innermost(b)
+        if inner in others and other != inner:  # `b` has rows of what `a` would cut
+            whole.add(inner)
+            return i, inner
+        if inner == other and mine - others:
+            return i, min(mine - others)
+    return None
+
+
+def _innermosts(*layers: Layer) -> set[int]:
+    return {innermost(layer) for layer in layers}
+
+
 def dims_of(layers: Iterable[Layer]) -> set[int]:
     """Collect the dimensions along which any of the layers varies."""
     return {d for layer in layers for d in varying(layer)}
@@ -374,12 +407,17 @@ def outermost(layer: Layer) -> int:
 
     Labels are numbered in order, so along it they are farthest apart, however it was permuted.
     """
+    return max(varying(layer), key=lambda dim: _span(layer, dim))
 
-    def span(dim: int) -> int:
-        line = narrow_to(layer, {dim})
-        return int(line.max() - line.min())
 
-    return max(varying(layer), key=span)
+def innermost(layer: Layer) -> int:
+    """Return the dimension along which labels are closest: positions in a head."""
+    return min(varying(layer), key=lambda dim: _span(layer, dim))
+
+
+def _span(layer: Layer, dim: int) -> int:
+    line = narrow_to(layer, {dim})
+    return int(line.max() - line.min())
 
 
 def is_plain(operand: Operand, dim: int, size: int) -> bool:

@@ -44,6 +44,7 @@ def make_plan(groups: Groups, mask: np.ndarray, layout: Layout | None = None) ->
         example=groups.graph.example,
         form=groups.form,
         marked=bool(groups.marked),
+        heads=groups.heads,
     )
 
 

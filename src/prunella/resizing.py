@@ -44,7 +44,8 @@ class Flow:
 def flow_of(groups: Groups) -> Flow:
     """Send labels through the network once more, and keep where they went."""
     graph = groups.graph
-    labels = propagate(graph, {name: value.shape for name, value in graph.values.items()})
+    shapes = {name: value.shape for name, value in graph.values.items()}
+    labels = propagate(graph, shapes, groups.heads)
     number = _numbers(groups, labels)
     found = {
         name: tuple(

@@ -22,6 +22,8 @@ def chunk(labels: Labels, node: Node) -> list[Layers]:
                 labels.freeze(layer, "is cut into pieces of uneven size", node)
             else:
                 rows = torch.stack([piece.reshape(-1) for piece in pieces])
+                if labels.cut_dims(layer) == {dim}:  # every piece of every row
+                    rows = torch.cat([a.movedim(dim, -1).reshape(-1, a.shape[dim]) for a in pieces])
                 labels.equal_rows(rows, node, moved=True)
         for layers, piece in zip(made, pieces, strict=True):
             layers.append(piece)

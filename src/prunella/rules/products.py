@@ -9,8 +9,19 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from torch import Tensor
+
 from prunella.graph import Node, Ref
-from prunella.labels import Labels, Layer, Layers, Operand, dims_of, varies, varying
+from prunella.labels import (
+    Labels,
+    Layer,
+    Layers,
+    Operand,
+    dims_of,
+    narrow_to,
+    varies,
+    varying,
+)
 from prunella.rules._registry import argument, no_rule, rule
 
 Letters = tuple[Any, ...]
@@ -94,7 +105,7 @@ def _product(
     if count and any(all(n in f.letters for f in factors) for n in ending):
         cut = [a for a in met if not alone & set(varying(a))]
         plain = [n for d, n in enumerate(wide) if d not in alone | dims_of(cut)]
-        labels.multiply(node, prod(plain), [a.reshape(-1) for a in cut])
+        labels.multiply(node, prod(plain), _counted(cut))
     ended = [a for a in met if any(varies(a, d) for d in summed)]
     # What masking leaves of a channel counts in a sum, unless a weight is zero there.
     lonely = any(varies(a, d) for a in ended for d in alone)
@@ -103,6 +114,16 @@ def _product(
     size = len(output)
     layers = tuple(a.reshape(a.shape[:size]) for a in met if not any(varies(a, d) for d in summed))
     return Factor(Operand(layers, wide[:size]), output)
+
+
+def _counted(layers: Sequence[Layer]) -> list[Tensor]:
+    """List the labels whose numbers multiply: rows that several layers have are counted once."""
+    rows: set[int] = set()
+    counted = []
+    for layer in layers:
+        counted.append(narrow_to(layer, set(varying(layer)) - rows).reshape(-1))
+        rows |= set(varying(layer))
+    return counted
 
 
 def _lay_out(
@@ -126,9 +147,10 @@ def _lay_out(
 
 
 def _whole_rows(labels: Labels, node: Node, layer: Layer, summed: list[int]) -> Layer:
-    """Cut rows whole that are summed over inside."""
-    dims = set(varying(labels.tight(layer)))
-    if dims & set(summed) and not dims <= set(summed):
+    """Cut rows whole that are summed over inside, unless it is their insides that are cut."""
+    dims = labels.cut_dims(labels.tight(layer))
+    rows = set(varying(labels.tight(layer))) - dims
+    if (dims | rows) & set(summed) and not dims <= set(summed):
         labels.collapse(labels.tight(layer), summed, "is summed over", node)
     return layer  # uncollapsed: the meeting sees that they were rows, and says so
 

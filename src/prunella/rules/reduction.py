@@ -38,13 +38,16 @@ def _named(ops: str) -> list[str]:
 def take_statistics(labels: Labels, node: Node, layers: Layers, dims: Iterable[int]) -> Layers:
     """Let statistics run over `dims`: each layer then varies along one of them alone, or none.
 
-    What varies along others too (head_dim of heads) is cut along those: whole heads.
+    What varies along others too (head_dim of heads) is cut along those: whole heads. Where it is
+    the insides of heads that are cut, what varies along their positions does so on.
     """
     over = set(dims)
     made = []
     for layer in map(labels.tight, layers):
         inside = set(varying(layer)) & over
-        if inside == set(varying(layer)):
+        if labels.inside and labels.cut_dims(layer) & over:
+            inside = set()  # every row has statistics over what it keeps
+        elif inside == set(varying(layer)):
             inside -= {outermost(layer)} if inside else set()
         made.append(labels.collapse(layer, sorted(inside), "is reduced over", node))
     if dims_of(made) & over:
