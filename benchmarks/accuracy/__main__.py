@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import accuracy
-from benchmarks.accuracy import ours, peer, reference, rows, training
+from benchmarks.accuracy import ours, parts, peer, reference, rows, training
 from benchmarks.accuracy.case import DEPTHS, Case, Method, Pruned, case
 from benchmarks.accuracy.page import page
 from benchmarks.accuracy.rows import MARGIN, SCREEN, Row
@@ -36,7 +36,7 @@ def methods(network: str, options: argparse.Namespace) -> list[Method]:
         before = rows.read(options.before)
         return training.methods(network, before, options.epochs, options.limit)
     if options.command == "ablation":
-        return ours.parts()
+        return parts.methods()
     return [*ours.methods(), *reference.methods(), *peer.methods()]
 
 
@@ -129,7 +129,7 @@ def run(options: argparse.Namespace) -> int:
         except RuntimeError as cause:
             print(f"  FAILED: {cause}", flush=True)
             for removed, bn in left:
-                named_row = {"network": job.network, "tool": job.method.tool}
+                named_row: Row = {"network": job.network, "tool": job.method.tool}
                 named_row |= {"setting": job.method.setting, **rows.trained(job.method), "bn": bn}
                 keep({**named_row, "removed": removed, "seed": job.seed, "failure": str(cause)})
     failed = [row for row in done if "failure" in row and row["tool"] != peer.TOOL]

@@ -20,7 +20,7 @@ def methods() -> list[Method]:
 
 def prune(case: Case, calibrated: bool, **options: Any) -> Iterator[Pruned]:
     """Prune in one call for each budget."""
-    data = {"calibration": case.batches()} if calibrated else {}
+    data: dict[str, Any] = {"calibration": case.batches()} if calibrated else {}
     for removed in case.budgets:
         macs = case.share(removed)
         result = prunella.prune(case.dense, case.example, macs=macs, **data, **options)

@@ -75,10 +75,12 @@ def listen(command: list[str], seconds: int) -> Iterator[Row]:
         RuntimeError: It failed or took too long; the message is the last thing it said.
     """
     quiet = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=errors, text=True, env=quiet
-        )
+        ) as process,
+    ):
         alarm = threading.Timer(seconds, process.kill)
         alarm.start()
         try:
@@ -88,10 +90,9 @@ def listen(command: list[str], seconds: int) -> Iterator[Row]:
                     yield json.loads(line.removeprefix(_MARK))
             code = process.wait()
         finally:
-            late = not alarm.is_alive()
+            late = alarm.finished.is_set()
             alarm.cancel()
             process.kill()
-            process.wait()
         if code:
             errors.seek(0)
             said = errors.read().strip().splitlines()[-1:] or [f"exit code {code}"]
