@@ -193,8 +193,10 @@ class _Writer:
             return self._number(node, path, value)
         if isinstance(value, torch.device) and value == self._device:
             return self._follow("device")
-        if node.name in self._others and literal(self._others[node.name], path) != value:
-            other = literal(self._others[node.name], path)
+        same = self._others.get(node.name)
+        written = isinstance(path[0], str) and path[0] not in self._nodes[node.name].kwargs
+        if same is not None and not written and literal(same, path) != value:
+            other = literal(same, path)
             if isinstance(value, torch.dtype):
                 return self._follow("dtype")
             if not _are_limits(value, other):

@@ -260,19 +260,22 @@ class Plan:
         marked: Whether statistics are taken over channels of which some are cut, so that the masked
             model takes them over the kept ones.
         heads: Whether attention lost whole heads, or positions inside all of them.
+        factors: What the kept slices are multiplied by, so that attention keeps its scale: by
+            tensor and dimension, a number for each kept index. None where nobody looked yet.
     """
 
     digest: str
     channels: Mapping[str, Indices]
     sizes: Mapping[str, int]
     kept: Mapping[str, Mapping[int, Indices]]
-    attributes: Mapping[str, Mapping[str, int]]
+    attributes: Mapping[str, Mapping[str, int | float]]
     before: Costs
     after: Costs
     example: Any = None
     form: Form = "class"
     marked: bool = False
     heads: Heads = "whole"
+    factors: Mapping[str, Mapping[int, tuple[float, ...]]] | None = None
 
     def to_json(self) -> str:
         """Write the plan as JSON text."""
@@ -308,6 +311,7 @@ class Plan:
                 form=record.get("form", "class"),
                 marked=record.get("marked", False),
                 heads=record.get("heads", "whole"),
+                factors=_factors(record.get("factors")),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, PlanMismatchError):
@@ -354,7 +358,35 @@ def compose(first: Plan, second: Plan) -> Plan:
         form="graph" if "graph" in (first.form, second.form) else "class",
         marked=first.marked or second.marked,
         heads="inside" if "inside" in (first.heads, second.heads) else "whole",
+        factors=_multiplied(first, second),
     )
+
+
+def _factors(
+    record: Mapping[str, Mapping[str, list[float]]] | None,
+) -> dict[str, dict[int, tuple[float, ...]]] | None:
+    if record is None:
+        return None
+    return {
+        tensor: {int(dim): tuple(factors) for dim, factors in dims.items()}
+        for tensor, dims in record.items()
+    }
+
+
+def _multiplied(first: Plan, second: Plan) -> dict[str, dict[int, tuple[float, ...]]] | None:
+    if first.factors is None and second.factors is None:
+        return None
+    made = {tensor: dict(dims) for tensor, dims in (first.factors or {}).items()}
+    for tensor, dims in made.items():
+        for dim, known in dims.items():
+            if dim in second.kept.get(tensor, {}):
+                dims[dim] = tuple(np.array(known)[np.array(second.kept[tensor][dim])].tolist())
+    for tensor, others in (second.factors or {}).items():
+        mine = made.setdefault(tensor, {})
+        for dim, factors in others.items():
+            both = np.array(mine.get(dim, np.ones(len(factors)))) * factors
+            mine[dim] = tuple(both.tolist())
+    return made
 
 
 def _pick(known: Indices, indices: Indices) -> Indices:

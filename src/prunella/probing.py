@@ -22,7 +22,7 @@ from prunella.counting import clusters
 from prunella.errors import CertificateError, NothingToPruneError, PrunellaError
 from prunella.modes import evaluating
 from prunella.plan import Frozen, Groups, Scores
-from prunella.transforming import smaller
+from prunella.transforming import smaller, with_scales
 
 
 def faithful(
@@ -78,6 +78,7 @@ def _failure(
     flat = Scores("none", {group.name: np.zeros(group.channels) for group in groups})
     try:
         plan = allocate(groups, flat, dict.fromkeys(names, 0.5))
+        plan = with_scales(model, plan, groups, (args, dict(kwargs)))
         pruned = smaller(model, plan, groups, (args, dict(kwargs)))
     except NothingToPruneError:
         return None

@@ -13,11 +13,11 @@ from prunella.coupling import Exclude, couple
 from prunella.criteria import Criterion
 from prunella.errors import CertificateError, ConfigError, CouplingError, TransformError
 from prunella.graph import Graph
-from prunella.plan import Budget, Form, Groups, Plan
+from prunella.plan import Budget, Form, Groups, Heads, Plan
 from prunella.probing import faithful
 from prunella.scoring import score
 from prunella.tracing import Inputs, positional, trace
-from prunella.transforming import transform_and_prove
+from prunella.transforming import transform_and_prove, with_scales
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ def prune(  # noqa: PLR0913 - one call for all stages
     damage: Damage | None = None,
     exclude: Iterable[Exclude] = (),
     form: Form | Literal["auto"] = "auto",
+    heads: Heads = "whole",
     example_kwargs: Mapping[str, Any] | None = None,
 ) -> PruneResult:
     """Trace, couple, score, allocate and transform in one call.
@@ -95,6 +96,8 @@ def prune(  # noqa: PLR0913 - one call for all stages
         form: "class": the pruned model is of the user's own class, and what its code does not allow
             stays. "graph": it is the captured graph, rewritten, which trains and saves like any
             module. "auto": the class, unless sizes spelled out in its code hold back much.
+        heads: "whole": attention loses whole heads. "inside": all heads stay, and each loses
+            equally many of its positions.
         example_kwargs: Keyword arguments.
 
     Returns:
@@ -113,11 +116,12 @@ def prune(  # noqa: PLR0913 - one call for all stages
     if (ratio is None) == (macs is None and params is None):
         raise ConfigError("give a budget (`macs`, `params` or both) or a `ratio`, and not both")
     args, kwargs = positional(example_inputs), dict(example_kwargs or {})
-    groups = choose_form(trace(model, args, kwargs), tuple(exclude), form)
+    groups = choose_form(trace(model, args, kwargs), tuple(exclude), form, heads)
     target = Budget(macs=macs, params=params) if ratio is None else ratio
 
     def cut(groups: Groups) -> tuple[nn.Module, Plan, Certificate]:
         plan = allocate(groups, score(model, groups, criterion), target, damage)
+        plan = with_scales(model, plan, groups, (args, kwargs))
         pruned, proof = transform_and_prove(model, plan, args, kwargs, groups)
         return pruned, plan, proof
 
@@ -133,7 +137,10 @@ def prune(  # noqa: PLR0913 - one call for all stages
 
 
 def choose_form(
-    graph: Graph, exclude: tuple[Exclude, ...] = (), form: Form | Literal["auto"] = "auto"
+    graph: Graph,
+    exclude: tuple[Exclude, ...] = (),
+    form: Form | Literal["auto"] = "auto",
+    heads: Heads = "whole",
 ) -> Groups:
     """Couple in the form asked for; "auto" takes the user's own class wherever it will do.
 
@@ -145,9 +152,9 @@ def choose_form(
             "this model could only be captured as one recorded run, whose course depends on the "
             'data; such a graph cannot take the model\'s place. Use form="class"'
         )
-    groups = couple(graph, exclude, "graph" if form == "graph" else "class")
+    groups = couple(graph, exclude, "graph" if form == "graph" else "class", heads)
     if form == "auto" and groups.code_binds and not graph.recorded:
-        freer = couple(graph, exclude, "graph")
+        freer = couple(graph, exclude, "graph", heads)
         if held_back(groups, freer) > _HELD:
             return freer
     return groups

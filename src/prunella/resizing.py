@@ -16,9 +16,10 @@ from prunella import rules
 from prunella.coupling import close, propagate
 from prunella.errors import CouplingError
 from prunella.extents import Rows, Spread, along, row_key, shorter_dim, spans
-from prunella.graph import Attr, Calc, Dim, Node, Path, Size
+from prunella.graph import Attr, Calc, Dim, Node, Path, Size, refs
 from prunella.labels import Extent, Labels, Shape, varying
 from prunella.plan import Groups, Plan
+from prunella.rules import scaling
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +176,9 @@ class Resized:
                 args = _put(args, path, number)
             else:
                 kwargs[path[0]] = _put((kwargs[path[0]],), (0, *path[1:]), number)[0]
+        values = self.flow.groups.graph.values
+        before = {ref.name: values[ref.name].shape for ref in refs(node.args)}
+        kwargs.update(scaling.written_down(node, before, self.shapes))
         return replace(node, args=args, kwargs=kwargs)
 
     def _evaluate(self, size: Size) -> int:

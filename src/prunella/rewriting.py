@@ -62,7 +62,7 @@ def rewritten(
             )
         inputs = make(plan.example, 0, device_of(model))
     if groups is None:
-        groups = couple(trace(model, *inputs), form="graph")
+        groups = couple(trace(model, *inputs), form="graph", heads=plan.heads)
     evaluating = _way(model, plan, groups, inputs, training=False)
     training = _training_way(model, plan, inputs) or evaluating
     made = _assembled(model, plan, (evaluating, training))
@@ -124,7 +124,8 @@ def _training_way(model: nn.Module, plan: Plan, inputs: Arguments) -> Way | None
     problem: Exception | None = None
     for given in (more, inputs) if more else (inputs,):
         try:
-            groups = couple(trace(model, *given, training=True), form="graph")
+            graph = trace(model, *given, training=True)
+            groups = couple(graph, form="graph", heads=plan.heads)
             return _way(model, plan, groups, given, training=True)
         except PrunellaError as error:
             problem = problem or error

@@ -5,7 +5,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from prunella.plan import Indices
+from prunella.plan import Indices, Plan
+
+
+def cut(tensor: Tensor, plan: Plan, name: str) -> Tensor:
+    """Return a copy of the model's tensor of that name as the pruned model has it."""
+    made = take(tensor, plan.kept.get(name, {}))
+    for dim, factors in (plan.factors or {}).get(name, {}).items():
+        wide = [-1 if d == dim else 1 for d in range(made.ndim)]
+        made *= torch.tensor(factors, dtype=made.dtype, device=made.device).view(wide)
+    return made
 
 
 def take(tensor: Tensor, kept: Mapping[int, Indices]) -> Tensor:

@@ -14,15 +14,17 @@ from prunella.capturing import untouched, wrong_input
 from prunella.carrying import carry
 from prunella.certifying import Certificate
 from prunella.configuring import reconfigure
+from prunella.coupling import couple
 from prunella.errors import ConfigError, TransformError
 from prunella.examples import Arguments, make
 from prunella.masking import check_digest
 from prunella.modes import copied, evaluating, forget
 from prunella.plan import Groups, Plan
+from prunella.rescaling import keep_scales
 from prunella.rewriting import rewritten
-from prunella.slicing import take
+from prunella.slicing import cut
 from prunella.structure import device_of, tensors
-from prunella.tracing import Inputs, positional
+from prunella.tracing import Inputs, positional, trace
 
 
 def transform(
@@ -53,8 +55,9 @@ def transform(
     """
     check_digest(model, plan)
     if not certify:
-        pruned = smaller(model, plan)
         known = None if plan.example is None else make(plan.example, 0, device_of(model))
+        plan = with_scales(model, plan, None, known)
+        pruned = smaller(model, plan)
         reconfigure(model, pruned, known)
         return pruned
     args, kwargs = example_of(model, plan, example_inputs, example_kwargs)
@@ -73,11 +76,26 @@ def transform_and_prove(
     `groups`, where they are at hand, spare finding them again.
     """
     check_digest(model, plan)
+    plan = with_scales(model, plan, groups, (args, kwargs))
     pruned = smaller(model, plan, groups, (args, kwargs))
     _run(model, pruned, args, kwargs)
     proof = certifying.certify(model, pruned, plan, args, kwargs, groups)
     reconfigure(model, pruned, (args, kwargs))
     return pruned, proof
+
+
+def with_scales(
+    model: nn.Module, plan: Plan, groups: Groups | None, inputs: Arguments | None
+) -> Plan:
+    """Return the plan with the factors that keep the scale of attention, if nobody looked yet.
+
+    A rewritten graph needs none: it spells the old scale out.
+    """
+    if plan.factors is not None or plan.form == "graph" or not plan.marked or inputs is None:
+        return plan
+    if groups is None:
+        groups = couple(trace(model, *inputs), form=plan.form, heads=plan.heads)
+    return keep_scales(model, plan, groups, inputs, lambda plan: shrink(model, plan))
 
 
 def smaller(
@@ -95,7 +113,7 @@ def shrink(model: nn.Module, plan: Plan) -> nn.Module:
     pruned = copied(
         model,
         {
-            id(tensor): _like(tensor, take(tensor.detach(), plan.kept[name]))
+            id(tensor): _like(tensor, cut(tensor.detach(), plan, name))
             for name, tensor in tensors(model).items()
             if name in plan.kept
         },
@@ -116,7 +134,7 @@ def _like(old: Tensor, smaller: Tensor) -> Tensor:
     return nn.Parameter(smaller, requires_grad=old.requires_grad) if is_parameter else smaller
 
 
-def _set(holder: Any, attribute: str, value: int) -> None:
+def _set(holder: Any, attribute: str, value: float) -> None:
     """Set `num_heads`, `normalized_shape[0]` or `config.hidden_size`."""
     name, _, rest = attribute.partition(".")
     if rest:

@@ -241,7 +241,7 @@ def test_what_all_heads_share_stays_and_heads_are_free(
 
 
 class SingleHead(nn.Module):
-    """Without heads: every column of queries and keys may go, and the scale changes with them."""
+    """Without heads: every column of queries and keys may go; the scale stays."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -252,7 +252,7 @@ class SingleHead(nn.Module):
         return self.out(F.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x)))
 
 
-def test_columns_of_a_single_head_are_cut_and_change_the_scale() -> None:
+def test_columns_of_a_single_head_are_cut_and_keep_the_scale() -> None:
     model, x = ready(SingleHead()), tokens()
     groups = prunella.couple(prunella.trace(model, x))
     assert groups.marked
@@ -260,7 +260,7 @@ def test_columns_of_a_single_head_are_cut_and_change_the_scale() -> None:
     assert owner(groups, "q.weight").channels == 8
     result = prunella.prune(model, x, ratio=0.5)
     masked = oracle.masked(model, result.plan)
-    scaled = F.scaled_dot_product_attention(masked.q(x), masked.k(x), masked.v(x), scale=0.5)
+    scaled = F.scaled_dot_product_attention(masked.q(x), masked.k(x), masked.v(x))
     assert oracle.difference([result.model(x)], [masked.out(scaled)]) <= 1e-9
     check_costs(model, result, x)
 

@@ -20,6 +20,7 @@ from prunella.rules import (
     recurrent,
     reduction,
     sampling,
+    scaling,
     windows,
 )
 from prunella.rules._registry import RULES, Rule, apply, argument, extents, resizes, rule
@@ -47,5 +48,6 @@ __all__ = [
     "resizes",
     "rule",
     "sampling",
+    "scaling",
     "windows",
 ]

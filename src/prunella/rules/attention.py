@@ -13,7 +13,7 @@ from prunella.rules.reduction import take_statistics
 def attend(labels: Labels, node: Node) -> Layers:
     """Multiply queries `[.., n, d]` with keys `[.., m, d]`, then their softmax with values.
 
-    Heads are cut whole. Of a single head, head_dim may be cut, and the scale changes with it.
+    Heads are cut whole, or inside. Of a single head, head_dim may be cut. The scale stays.
     """
     batch = tuple(range(2 - len(labels.shapes[node.outputs[0]]), 0))
 
