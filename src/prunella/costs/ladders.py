@@ -1,121 +1,207 @@
-"""What the next levels of one cluster would save, given the levels of all others."""
+"""Cost polynomials with one variable for each cluster: at which of its levels it is."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
 from prunella.costs.predicted import Term
+
+Scope = tuple[int, ...]
+"""The clusters that a part of a cost depends on, ascending."""
 
 
 @dataclass(frozen=True, eq=False)
 class Ladder:
     """The levels of one cluster, from keeping all of it to the least of it.
 
-    `kept[level]` says for each of its `channels` (numbers) whether it is kept.
+    `atoms` lists the channels (numbers) of every atom, in the order in which they are kept;
+    `counts[level]` says how many of each are.
     """
 
-    channels: np.ndarray
-    kept: np.ndarray
+    atoms: tuple[np.ndarray, ...]
+    counts: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.kept)
+        return len(self.counts)
 
 
 @dataclass(frozen=True, eq=False)
 class _Share:
     """What one cluster has in the terms.
 
-    `lost` has a row for each of the `dims` that the cluster shortens: by how much, at every level.
-    A last row, of zeros, stands for all others. `terms` are those it changes; `rows`, like the
-    terms' dims, says which row of `lost` belongs to each.
+    `kept` has a row for each of the `dims` that the cluster shortens: how many of its channels are
+    there, at every level. A last row, of zeros, stands for all others. `terms` are those it
+    changes; `rows`, like the terms' dims, says which row of `kept` belongs to each.
     """
 
     dims: np.ndarray
-    lost: np.ndarray
+    kept: np.ndarray
     terms: np.ndarray
     rows: np.ndarray
 
 
 class LadderCosts:
-    """A cost polynomial with levels as variables, so that one probe is a few small products.
+    """Several cost polynomials over the same levels, so that one probe is a few small products.
 
     Args:
-        terms: The cost polynomial.
+        terms: All terms.
+        weights: How often each term is in each polynomial: int, `[costs, terms]`.
         ladders: The levels of every cluster.
         channels: How many channels there are.
     """
 
-    def __init__(self, terms: Sequence[Term], ladders: Sequence[Ladder], channels: int) -> None:
+    def __init__(
+        self,
+        terms: Sequence[Term],
+        weights: np.ndarray,
+        ladders: Sequence[Ladder],
+        channels: int,
+    ) -> None:
+        dims = self._merge(terms, weights)
+        self._shares = self._share_out(dims, ladders, channels)
+        full = np.array([*(len(dim) for dim in dims), 1], dtype=np.int64)
+        for share in self._shares:
+            full[share.dims] -= share.kept[:-1, 0]
+        self._fixed = full  # of every dimension, what no level changes
+        self.put([0] * len(ladders))
+
+    def _merge(self, terms: Sequence[Term], weights: np.ndarray) -> list[np.ndarray]:
+        """Tell alike dimensions once, and terms with the same ones; return the dimensions."""
         index: dict[bytes, int] = {}
         dims: list[np.ndarray] = []
-        most = max((len(term.dims) for term in terms), default=0)
-        self._factors = np.array([term.factor for term in terms], dtype=np.int64)
-        self._dims = np.full((len(terms), most), -1)  # -1: the last of all sizes, which is 1
+        factors = np.array([term.factor for term in terms], dtype=np.int64)
+        merged: dict[tuple[int, ...], int] = {}
+        columns = np.zeros(len(terms), dtype=np.int64)
         for t, term in enumerate(terms):
-            for d, dim in enumerate(term.dims):
-                found = index.setdefault(dim.tobytes(), len(dims))
-                if found == len(dims):
-                    dims.append(dim)
-                self._dims[t, d] = found
-        self._sizes = np.array([*(len(dim) for dim in dims), 1], dtype=np.int64)
-        self._shares = self._share_out(dims, ladders, channels)
-        self._levels = [len(ladder) for ladder in ladders]
-        self.set([0] * len(ladders))
+            found = []
+            for dim in term.dims:
+                channels, times = np.unique(dim, return_counts=True)
+                if (times == times[0]).all():  # every slice of a channel is cut with it
+                    factors[t] *= times[0]
+                else:
+                    channels = np.repeat(channels, times)
+                found.append(index.setdefault(channels.astype(np.int64).tobytes(), len(dims)))
+                if found[-1] == len(dims):
+                    dims.append(channels)
+            columns[t] = merged.setdefault(tuple(sorted(found)), len(merged))
+        most = max((len(found) for found in merged), default=0)
+        self._dims = np.full((len(merged), most), -1)  # -1: the last of all sizes, which is 1
+        for row, t in merged.items():
+            self._dims[t, : len(row)] = row
+        self.factors = np.zeros((len(weights), len(merged)), dtype=np.int64)
+        np.add.at(self.factors.T, columns, (weights * factors).T)
+        return dims
 
     def _share_out(
         self, dims: Sequence[np.ndarray], ladders: Sequence[Ladder], channels: int
     ) -> list[_Share]:
-        owner, place = np.full(channels + 1, -1), np.zeros(channels + 1, dtype=np.int64)
+        owner, atom, rank = (np.full(channels + 1, -1) for _ in range(3))
         for c, ladder in enumerate(ladders):
-            owner[ladder.channels] = c
-            place[ladder.channels] = np.arange(len(ladder.channels))
+            for a, found in enumerate(ladder.atoms):
+                owner[found], atom[found], rank[found] = c, a, np.arange(len(found))
         touched: list[list[int]] = [[] for _ in ladders]
-        lost: list[list[np.ndarray]] = [[] for _ in ladders]
+        kept: list[list[np.ndarray]] = [[] for _ in ladders]
         for d, dim in enumerate(dims):
             owners = owner[dim]
             for c in np.unique(owners[owners >= 0]).tolist():
+                mine = dim[owners == c]
                 touched[c].append(d)
-                lost[c].append((~ladders[c].kept[:, place[dim[owners == c]]]).sum(1))
+                kept[c].append(_kept(ladders[c], atom[mine], rank[mine]))
         shares = []
-        for ladder, mine, gone in zip(ladders, touched, lost, strict=True):
-            row = np.full(len(dims) + 1, len(mine))
-            row[mine] = np.arange(len(mine))
+        for ladder, at, counts in zip(ladders, touched, kept, strict=True):
+            row = np.full(len(dims) + 1, len(at))
+            row[at] = np.arange(len(at))
             rows = row[self._dims]
-            terms = np.flatnonzero((rows < len(mine)).any(1))
+            terms = np.flatnonzero((rows < len(at)).any(1))
             none = np.zeros(len(ladder), dtype=np.int64)
             shares.append(
-                _Share(np.array(mine, dtype=np.int64), np.stack([*gone, none]), terms, rows[terms])
+                _Share(np.array(at, dtype=np.int64), np.stack([*counts, none]), terms, rows[terms])
             )
         return shares
 
-    def set(self, at: Sequence[int]) -> None:
+    def keep(self, costs: np.ndarray) -> None:
+        """Forget all polynomials but those of a mask, `[costs]`."""
+        self.factors = self.factors[costs]
+
+    def put(self, at: Sequence[int]) -> None:
         """Put every cluster at a level."""
-        self._at = [0] * len(at)
-        self._left = self._sizes.copy()
-        for cluster, level in enumerate(at):
-            self.move(cluster, level)
+        self.at = list(at)
+        self._left = self._fixed.copy()
+        for share, level in zip(self._shares, at, strict=True):
+            self._left[share.dims] += share.kept[:-1, level]
 
     def move(self, cluster: int, level: int) -> None:
         """Put one cluster at another level."""
         share = self._shares[cluster]
-        self._left[share.dims] += share.lost[:-1, self._at[cluster]] - share.lost[:-1, level]
-        self._at[cluster] = level
+        self._left[share.dims] += share.kept[:-1, level] - share.kept[:-1, self.at[cluster]]
+        self.at[cluster] = level
 
-    def total(self) -> int:
-        """Return the cost of what is left."""
-        return int((self._factors * self._left[self._dims].prod(1)).sum())
+    def totals(self) -> np.ndarray:
+        """Return what is left of every cost: `[costs]`."""
+        return np.asarray(self.factors @ self._left[self._dims].prod(1))
 
-    def savings(self, cluster: int) -> np.ndarray:
-        """Return what moving one cluster from its level to each further one would save."""
-        share, here = self._shares[cluster], self._at[cluster]
-        more = share.lost[:, here:] - share.lost[:, here : here + 1]
-        left = self._left[self._dims[share.terms]][:, :, None] - more[share.rows]
-        total = (self._factors[share.terms, None] * left.prod(1)).sum(0)
-        return np.asarray(total[0] - total[1:])
+    def along(self, cluster: int) -> np.ndarray:
+        """Return every cost with one cluster at each of its levels: `[costs, levels]`."""
+        share = self._shares[cluster]
+        more = share.kept - share.kept[:, self.at[cluster], None]
+        here = self._left[self._dims[share.terms]]
+        left = (here[:, :, None] + more[share.rows]).prod(1) - here.prod(1)[:, None]
+        return np.asarray(self.totals()[:, None] + self.factors[:, share.terms] @ left)
 
     def neighbours(self, cluster: int) -> list[int]:
         """List the clusters whose savings change with the level of this one."""
-        changed = np.zeros(len(self._factors), dtype=bool)
+        changed = np.zeros(len(self._dims), dtype=bool)
         changed[self._shares[cluster].terms] = True
         return [c for c, share in enumerate(self._shares) if changed[share.terms].any()]
+
+    def parts(self) -> tuple[np.ndarray, dict[Scope, list[tuple[int, np.ndarray]]]]:
+        """Multiply the terms out into functions of one cluster, of two, and so on.
+
+        Returns:
+            What no level changes, by term; and for every scope its parts: a term, and its product
+            as an array over the levels of the scope's clusters.
+        """
+        of_dim: dict[int, list[tuple[Scope, np.ndarray]]] = {
+            d: [((), self._fixed[d])] for d in range(len(self._fixed))
+        }
+        for c, share in enumerate(self._shares):
+            for d, kept in zip(share.dims.tolist(), share.kept, strict=False):
+                of_dim[d].append(((c,), kept))
+        fixed = np.zeros(len(self._dims), dtype=np.int64)
+        parts: dict[Scope, list[tuple[int, np.ndarray]]] = {}
+        for t, dims in enumerate(self._dims.tolist()):
+            sums: dict[Scope, np.ndarray] = {}
+            for choice in product(*(of_dim[d if d >= 0 else len(self._fixed) - 1] for d in dims)):
+                scope = tuple(sorted({c for found, _ in choice for c in found}))
+                made = np.ones((1,) * len(scope), dtype=np.int64)
+                for found, kept in choice:
+                    made = made * kept.reshape([-1 if c in found else 1 for c in scope])
+                if made.any():
+                    sums[scope] = sums[scope] + made if scope in sums else made
+            fixed[t] = sums.pop((), 0)
+            for scope, made in sums.items():
+                parts.setdefault(scope, []).append((t, made))
+        return fixed, parts
+
+    def scopes(self) -> set[Scope]:
+        """List which clusters meet in some term, without multiplying it out."""
+        of_dim: list[list[int]] = [[] for _ in self._fixed]
+        for c, share in enumerate(self._shares):
+            for d in share.dims.tolist():
+                of_dim[d].append(c)
+        found: set[Scope] = set()
+        for dims in {tuple(sorted(set(row) - {-1})) for row in self._dims.tolist()}:
+            touched = [of_dim[d] for d in dims if of_dim[d]]
+            found |= {tuple(sorted(set(choice))) for choice in product(*touched)}
+        return found - {()}
+
+
+def _kept(ladder: Ladder, atoms: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """Count which of some channels, given by atom and rank, are kept at every level."""
+    kept = np.zeros(len(ladder), dtype=np.int64)
+    for a in np.unique(atoms).tolist():
+        times = np.bincount(ranks[atoms == a], minlength=len(ladder.atoms[a]))
+        kept += np.concatenate([[0], np.cumsum(times)])[ladder.counts[:, a]]
+    return kept
