@@ -75,14 +75,14 @@ def replay(graph: Graph, tensors: Values, inputs: Values, step: Step) -> list[Te
     nodes = [node for node in graph.nodes if not node.training]
     training = {name for node in graph.nodes if node.training for name in node.outputs}
     outputs = [name for name in graph.outputs if name not in training]
-    for node, gone in zip(nodes, _last_uses(nodes, outputs), strict=True):
+    for node, gone in zip(nodes, last_uses(nodes, outputs), strict=True):
         values.update(zip(node.outputs, step(node, values), strict=True))
         for name in gone:
             del values[name]
     return [values[name] for name in outputs]
 
 
-def _last_uses(nodes: Sequence[Node], wanted: Sequence[str]) -> list[list[str]]:
+def last_uses(nodes: Sequence[Node], wanted: Sequence[str]) -> list[list[str]]:
     """List for every node the activations that nothing needs after it."""
     gone: list[list[str]] = []
     needed = set(wanted)

@@ -1,0 +1,219 @@
+"""Let the channels that stay take over what the removed ones did: least squares, without labels.
+
+The dense model and the masked one run side by side over the calibration data, node by node. Where
+channels are mixed, the masked model's weights are fitted anew, so that from what it has it computes
+as nearly as possible what the dense model computes there:
+
+    min over W, b:  |Y - X W - b|^2 + damping |W - W0|^2
+
+with `X` what the masked model reads (errors made before included, so they do not add up), `Y` what
+the dense model makes, `W0` the weights there are. At the end of a residual branch `Y` is moved by
+what the other branch is off, so that the sum is what it was.
+
+Source: He, Zhang, Sun 2017, "Channel Pruning for Accelerating Very Deep Neural Networks", eq. 1 and
+section 3.3 (here every consumer of a cut group, closed form, damped towards what there is).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prunella.branches import Branch, branches
+from prunella.calibration import Calibration
+from prunella.coupling import couple
+from prunella.marching import Lane, courses, lane
+from prunella.masking import check_digest
+from prunella.mixing import (
+    Mixer,
+    input_of,
+    mixers,
+    no_moments,
+    rows_made,
+    rows_read,
+    sampled,
+)
+from prunella.modes import copied, evaluating
+from prunella.plan import Plan
+from prunella.progress import Progress, or_silent
+from prunella.replaying import Step, keeping, run_node
+from prunella.resizing import mask_from, resized
+from prunella.slicing import zero_removed
+from prunella.structure import tensors
+
+_ROWS = 16384  # at least so many rows for one fit, of all batches together
+_PER_COLUMN = 4  # and so many for every column of the weight
+_WIDEST = 6144  # columns: beyond, a fit would take longer than it is worth
+
+
+def compensate(
+    model: nn.Module,
+    plan: Plan,
+    data: Calibration,
+    *,
+    damping: float = 1e-3,
+    progress: Progress | None = None,
+) -> nn.Module:
+    """Return a copy of the model whose kept weights make up for the removed ones.
+
+    Every shape is as it was: `transform(compensate(model, plan, data), plan)` is the smaller model.
+
+    Args:
+        model: The model the plan was made for; left untouched.
+        plan: What to keep.
+        data: Batches of inputs; a few hundred samples. No label is used.
+        damping: How strongly weights are held, as a share of the mean square of the inputs.
+        progress: See `prunella.progress`.
+
+    Raises:
+        PlanMismatchError: The plan is for another model.
+        TraceError: The model's course depends on the data, so batches cannot be run side by side.
+    """
+    check_digest(model, plan)
+    repaired = copied(model)
+    dense, masked = tensors(model), tensors(repaired)
+    with evaluating(model), torch.no_grad():
+        for name, kept in plan.kept.items():
+            if masked[name].is_floating_point():
+                zero_removed(masked[name], kept)
+        pairs, steps = _start(model, plan, data, dense, masked)
+        _march(pairs, steps, _Fitter(plan, dense, masked, damping), or_silent(progress))
+    return repaired
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A batch on its way through both models."""
+
+    dense: Lane
+    masked: Lane
+
+
+def _start(
+    model: nn.Module,
+    plan: Plan,
+    data: Calibration,
+    dense: Mapping[str, Tensor],
+    masked: Mapping[str, Tensor],
+) -> tuple[list[_Pair], list[Step]]:
+    """Put every batch at the start, and make the masked model's step for each."""
+    pairs: list[_Pair] = []
+    steps: list[Step] = []
+    known: dict[int, Step] = {}
+    for course, batch in courses(model, data):
+        if id(course) not in known:
+            groups = couple(course.graph)
+            known[id(course)] = keeping(resized(groups, mask_from(groups, plan)))
+        steps.append(known[id(course)])
+        pairs.append(_Pair(lane(course, batch, dense), lane(course, batch, masked)))
+    return pairs, steps
+
+
+def _march(
+    pairs: Sequence[_Pair], steps: Sequence[Step], fitter: "_Fitter", progress: Progress
+) -> None:
+    course = pairs[0].dense.course
+    mixing = {mixer.index: mixer for mixer in mixers(course.graph, course.nodes)}
+    ends = branches(course, mixing.values(), fitter.dense)
+    with progress("repair", len(course.nodes)) as advance:
+        for index in range(len(course.nodes)):
+            made = [pair.dense.run(index, run_node) for pair in pairs]
+            if index in mixing:
+                fitter.fit(mixing[index], ends[index], pairs, [found[0] for found in made])
+            for pair, found, step in zip(pairs, made, steps, strict=True):
+                pair.dense.take(index, found)
+                pair.masked.take(index, pair.masked.run(index, step))
+            advance(1)
+
+
+class _Fitter:
+    """Fits one node after another; holds the tensors of both models."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        dense: Mapping[str, Tensor],
+        masked: Mapping[str, Tensor],
+        damping: float,
+    ) -> None:
+        self.plan, self.dense, self.masked, self.damping = plan, dense, masked, damping
+        self._generator = torch.Generator().manual_seed(0)
+
+    def fit(
+        self, mixer: Mixer, branch: Branch, pairs: Sequence[_Pair], wanted: Sequence[Tensor]
+    ) -> None:
+        """Fit the weights of a node so that the masked model makes what the dense one does."""
+        weight = self.masked[mixer.weight]
+        beside = branch.beside if branch.beside in pairs[0].masked.values else None
+        if not weight.is_floating_point() or not self._differs(mixer, beside, pairs):
+            return
+        moments = None
+        width = mixer.matrix(weight).shape[2]
+        most = max(max(_ROWS, _PER_COLUMN * width) // len(pairs), 1)
+        for pair, made in zip(pairs, wanted, strict=True):
+            chosen = sampled(mixer, made, most, self._generator)
+            x = pair.masked.values[input_of(mixer).name]
+            read = rows_read(mixer, x, made, weight.shape[2:], chosen).float()
+            aim = rows_made(mixer, made, chosen).float()
+            if beside is not None:
+                off = pair.dense.values[beside] - pair.masked.values[beside]
+                aim = aim + rows_made(mixer, off, chosen).float() / branch.steady().reshape(
+                    mixer.parts, 1, -1
+                )
+            if width > _WIDEST:
+                read = read @ mixer.matrix(weight).float().mT  # then only the mean is corrected
+            moments = moments or no_moments(read, aim)
+            moments.add(read, aim)
+        assert moments is not None, "there is at least one batch"
+        shift = mixer.bias or branch.shift
+        x_mean, y_mean = moments.means()
+        if width > _WIDEST:
+            fitted = mixer.matrix(weight)
+            constant = y_mean - x_mean
+        else:
+            before = mixer.matrix(weight).to(moments.square.dtype)
+            square, cross = moments.centered(centre=shift is not None)
+            fitted = least_squares(square, cross, before, self.damping)
+            constant = y_mean - (fitted @ x_mean[:, :, None])[:, :, 0]
+        weight.copy_(mixer.unmatrix(fitted.to(weight.dtype), weight.shape))
+        self._zero(mixer.weight)
+        if mixer.bias is not None:
+            own = self.masked[mixer.bias]
+            own.copy_(constant.reshape(-1).to(own.dtype))
+            self._zero(mixer.bias)
+        elif branch.shift is not None:
+            mean = self.masked[branch.shift]
+            mean.copy_((self.dense[branch.shift] - constant.reshape(-1)).to(mean.dtype))
+            self._zero(branch.shift)
+
+    def _differs(self, mixer: Mixer, beside: str | None, pairs: Sequence[_Pair]) -> bool:
+        names = [input_of(mixer).name, *([beside] if beside else [])]
+        return any(
+            not torch.equal(pair.dense.values[name], pair.masked.values[name])
+            for pair in pairs
+            for name in names
+        )
+
+    def _zero(self, name: str) -> None:
+        zero_removed(self.masked[name], self.plan.kept.get(name, {}))
+
+
+def least_squares(square: Tensor, cross: Tensor, before: Tensor, damping: float) -> Tensor:
+    """Fit `y = W x`, held to the weights there were.
+
+    Args:
+        square: Sums or means of `x x^T`, `[parts, ins, ins]`.
+        cross: The same of `x y^T`, `[parts, ins, outs]`.
+        before: The weights there were, `[parts, outs, ins]`; those of an input that is always zero
+            stay.
+        damping: Strength of the hold, as a share of the mean of the diagonal.
+
+    Returns:
+        Weights, `[parts, outs, ins]`.
+    """
+    hold = damping * square.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
+    eye = torch.eye(square.shape[1], dtype=square.dtype, device=square.device)
+    held = square + hold[:, None, None] * eye
+    found: Tensor = torch.linalg.solve(held, cross + hold[:, None, None] * before.mT)
+    return found.mT

@@ -1,0 +1,236 @@
+"""Where channels are mixed: convolutions and linear layers, their inputs laid out as rows.
+
+Such a node computes `y = W x + b` for many rows `x`: the patches that a kernel sees, the tokens of
+a sequence. What a removed channel did is in its columns of `W` alone, so what can be done about it
+is least squares over rows.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prunella.graph import Graph, Node, Ref, refs
+
+_CONVS = {f"aten.conv{n}d.{kind}": n for n in (1, 2, 3) for kind in ("default", "padding")}
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """A node that mixes channels by a parameter that no other node uses.
+
+    `weight` and `bias` are the user's names; the bias is None where there is none of its own.
+    `into` says in which dimension of the weight the channels are that it reads, `parts` into how
+    many conv groups they are divided.
+    """
+
+    index: int
+    node: Node
+    weight: str
+    bias: str | None
+    into: int
+    parts: int
+
+    @property
+    def spatial(self) -> int:
+        """Count the dimensions a kernel moves along."""
+        return _CONVS.get(self.node.op, 0)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """Lay a weight out as `[parts, outs, ins * kernel]`; a view where that is possible."""
+        if self.into == 0:
+            weight = weight.T
+        return weight.reshape(self.parts, weight.shape[0] // self.parts, -1)
+
+    def unmatrix(self, matrix: Tensor, shape: Sequence[int]) -> Tensor:
+        """Undo `matrix`."""
+        if self.into == 0:
+            return matrix.reshape(shape[1], shape[0]).T
+        return matrix.reshape(tuple(shape))
+
+
+def mixers(graph: Graph, nodes: Sequence[Node]) -> list[Mixer]:
+    """List the nodes that mix channels, in order."""
+    uses = Counter(ref.name for node in nodes for ref in {*refs((node.args, node.kwargs))})
+    # A parameter under two names is used twice.
+    sources: Counter[str] = Counter()
+    for name, value in graph.values.items():
+        if value.kind in ("parameter", "buffer"):
+            sources[value.source] += uses[name]
+    found = []
+    for index, node in enumerate(nodes):
+        places = _places(node)
+        if places is None:
+            continue
+        x, weight, bias, into = places
+        if not all(isinstance(item, Ref) for item in (x, weight)) or x == weight:
+            continue
+        known = graph.values[weight.name]
+        if known.kind != "parameter" or sources[known.source] != 1:
+            continue
+        spatial = _CONVS.get(node.op, 0)
+        if spatial and len(graph.values[x.name].shape) != spatial + 2:
+            continue
+        if not spatial and len(known.shape) != 2:
+            continue
+        parts = graph.values[x.name].shape[1] // known.shape[1] if spatial else 1
+        own = None
+        if isinstance(bias, Ref):
+            value = graph.values[bias.name]
+            own = value.source if value.kind == "parameter" and sources[value.source] == 1 else None
+        found.append(Mixer(index, node, known.source, own, into, parts))
+    return found
+
+
+def _places(node: Node) -> tuple[Any, Any, Any, int] | None:
+    """Return input, weight, bias and the weight's dimension of inputs."""
+    args = node.args
+    if node.op in _CONVS or node.op == "aten.linear.default":
+        return args[0], args[1], args[2] if len(args) > 2 else None, 1
+    if node.op == "aten.addmm.default" and not node.kwargs:
+        return args[1], args[2], args[0], 0
+    if node.op in ("aten.mm.default", "aten.matmul.default"):
+        return args[0], args[1], None, 0
+    return None
+
+
+def sampled(mixer: Mixer, made: Tensor, most: int, generator: torch.Generator) -> Tensor | None:
+    """Choose which of a node's rows to look at: numbers of rows, None for all."""
+    rows = made.numel() // _width(mixer, made)
+    if rows <= most:
+        return None
+    return torch.randint(rows, (most,), generator=generator).to(made.device)
+
+
+def _width(mixer: Mixer, made: Tensor) -> int:
+    return made.shape[1] if mixer.spatial else made.shape[-1]
+
+
+def rows_made(mixer: Mixer, made: Tensor, chosen: Tensor | None) -> Tensor:
+    """Lay what a node made out as rows, `[parts, rows, outs]`."""
+    wide = made.movedim(1, -1) if mixer.spatial else made
+    rows = wide.reshape(-1, wide.shape[-1])
+    rows = rows if chosen is None else rows[chosen]
+    return rows.reshape(len(rows), mixer.parts, -1).transpose(0, 1)
+
+
+def rows_read(
+    mixer: Mixer, x: Tensor, made: Tensor, kernel: Sequence[int], chosen: Tensor | None
+) -> Tensor:
+    """Lay what a node reads out as rows, `[parts, rows, ins * kernel]`.
+
+    Only the rows that were chosen are gathered: patches overlap, so all of them take many times
+    the memory of the activations themselves.
+    """
+    if not mixer.spatial:
+        rows = x.reshape(-1, x.shape[-1])
+        return (rows if chosen is None else rows[chosen])[None]
+    grid = made.shape[2:]
+    stride, dilation, padded = _window(mixer, x, kernel)
+    count = made.shape[0] * prod(grid)
+    numbers = torch.arange(count, device=x.device) if chosen is None else chosen
+    places = torch.unravel_index(numbers, (made.shape[0], *grid))
+    starts = [place * step for place, step in zip(places[1:], stride, strict=True)]
+    patches = []
+    for offset in itertools.product(*(range(size) for size in kernel)):
+        at = [s + o * d for s, o, d in zip(starts, offset, dilation, strict=True)]
+        where: tuple[Any, ...] = (places[0], slice(None), *at)
+        patches.append(padded[where])
+    rows = torch.stack(patches, -1)  # [rows, channels, kernel]
+    return rows.reshape(len(rows), mixer.parts, -1).transpose(0, 1)
+
+
+def _window(
+    mixer: Mixer, x: Tensor, kernel: Sequence[int]
+) -> tuple[Sequence[int], Sequence[int], Tensor]:
+    """Return stride, dilation and the padded input."""
+    n, args = mixer.spatial, mixer.node.args
+    stride = _each(args[3] if len(args) > 3 else 1, n)
+    padding = args[4] if len(args) > 4 else 0
+    dilation = _each(args[5] if len(args) > 5 else 1, n)
+    if padding == "same":
+        whole = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        sides = [(total // 2, total - total // 2) for total in whole]
+    else:
+        sides = [(p, p) for p in _each(0 if padding == "valid" else padding, n)]
+    flat = [side for pair in reversed(sides) for side in pair]
+    return stride, dilation, F.pad(x, flat) if any(flat) else x
+
+
+def _each(value: Any, n: int) -> Sequence[int]:
+    found = tuple(value) if isinstance(value, tuple | list) else (value,)
+    return found * n if len(found) == 1 else found
+
+
+@dataclass(eq=False)
+class Moments:
+    """Sums over rows, `x` read and `y` wanted: enough for least squares of any of its columns.
+
+    `square` is `[parts, ins, ins]`, `cross` `[parts, ins, outs]`, sums of products; `x` and `y` are
+    plain sums.
+    """
+
+    square: Tensor
+    cross: Tensor
+    x: Tensor
+    y: Tensor
+    rows: int
+
+    def add(self, read: Tensor, wanted: Tensor) -> None:
+        """Take in more rows, `[parts, rows, ins]` and `[parts, rows, outs]`."""
+        kind = self.square.dtype
+        self.square += (read.mT @ read).to(kind)
+        self.cross += (read.mT @ wanted).to(kind)
+        self.x += read.sum(1, dtype=kind)
+        self.y += wanted.sum(1, dtype=kind)
+        self.rows += read.shape[1]
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """Return the mean rows `x` and `y`, `[parts, ins]` and `[parts, outs]`."""
+        return self.x / self.rows, self.y / self.rows
+
+    def centered(self, *, centre: bool = True) -> tuple[Tensor, Tensor]:
+        """Return covariances, or second moments where the mean cannot be corrected."""
+        square, cross = self.square / self.rows, self.cross / self.rows
+        if not centre:
+            return square, cross
+        x, y = self.means()
+        return square - x[:, :, None] * x[:, None], cross - x[:, :, None] * y[:, None]
+
+
+def no_moments(read: Tensor, wanted: Tensor) -> Moments:
+    """Begin with no rows, for rows of these widths."""
+    parts, _, ins = read.shape
+    outs = wanted.shape[2]
+    zeros: Any = read.new_zeros
+    kind = torch.float64 if read.device.type != "mps" else torch.float32
+    return Moments(
+        zeros(parts, ins, ins, dtype=kind),
+        zeros(parts, ins, outs, dtype=kind),
+        zeros(parts, ins, dtype=kind),
+        zeros(parts, outs, dtype=kind),
+        0,
+    )
+
+
+def input_of(mixer: Mixer) -> Ref:
+    """Return what a node reads."""
+    found = _places(mixer.node)
+    assert found is not None, "a mixer has an input"
+    read: Ref = found[0]
+    return read
+
+
+def users_of(nodes: Sequence[Node]) -> Mapping[str, list[int]]:
+    """List for every value the nodes that read it."""
+    users: dict[str, list[int]] = {}
+    for index, node in enumerate(nodes):
+        for name in dict.fromkeys(ref.name for ref in refs((node.args, node.kwargs))):
+            users.setdefault(name, []).append(index)
+    return users

@@ -1,0 +1,97 @@
+"""What every channel and every group is worth, from unlabelled data alone."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from prunella.calibration import Calibration
+from prunella.divergence import divergence_from
+from prunella.plan import Groups, Scores
+from prunella.progress import Progress, or_silent
+from prunella.reconstructing import Reconstruction, reconstruct
+from prunella.sensitivity import Sensitivity, analyze, removed
+
+RATIOS = (0.25, 0.5, 0.75)
+
+
+@dataclass(frozen=True, eq=False)
+class Worth:
+    """Scores of channels, and the damage of removing so many of a group and refitting the rest.
+
+    Attributes:
+        reconstruction: In which order channels can go, and what error that leaves.
+        sensitivity: How far outputs move at a few ratios, measured.
+    """
+
+    reconstruction: Reconstruction
+    sensitivity: Sensitivity
+
+    @property
+    def scores(self) -> Scores:
+        """Channels by the order in which they can go."""
+        return self.reconstruction.scores
+
+    def damage(self, group: str, kept_channels: int) -> float:
+        """Predict how far outputs move when a group keeps so many of its channels.
+
+        Between the measured ratios it goes as the reconstruction error does, which is known for
+        every number of channels.
+        """
+        errors = self.reconstruction.errors.get(group)
+        measured = self.sensitivity
+        if errors is None:
+            return measured.damage(group, kept_channels)
+        channels = measured.channels[group]
+        counts = sorted({0, *(removed(ratio, channels) for ratio in measured.ratios)})
+        losses = [measured.damage(group, channels - count) for count in counts]
+        at = np.maximum.accumulate(errors)
+        error = at[channels - kept_channels]
+        if error <= at[counts[-1]]:
+            return float(np.interp(error, at[counts], losses))
+        return float(losses[-1] + (error - at[counts[-1]]) * _slope(at[counts], losses))
+
+
+def _slope(errors: np.ndarray, losses: list[float]) -> float:
+    """Return how much is lost for an error beyond the last measured."""
+    whole = losses[-1] / max(float(errors[-1]), 1e-12)
+    if len(losses) == 1:
+        return whole
+    last = (losses[-1] - losses[-2]) / max(float(errors[-1] - errors[-2]), 1e-12)
+    return max(whole, last)
+
+
+def value(
+    model: nn.Module,
+    groups: Groups,
+    scores: Scores,
+    data: Calibration,
+    *,
+    ratios: tuple[float, ...] = RATIOS,
+    progress: Progress | None = None,
+) -> Worth:
+    """Find out what channels and groups are worth.
+
+    Args:
+        model: The dense model.
+        groups: Its groups.
+        scores: Scores for groups that no weight reads.
+        data: Batches of inputs, a few hundred samples.
+        ratios: Where the damage of every group is measured.
+        progress: See `prunella.progress`.
+    """
+    found = reconstruct(model, groups, scores, data, progress=progress)
+    judge = divergence_from(model, data)
+    with or_silent(progress)("measure", len(groups) * len(ratios) + 1) as advance:
+        sensitivity = analyze(
+            model,
+            groups,
+            found.scores,
+            judge,
+            metric="divergence from the dense model",
+            higher_is_better=False,
+            ratios=ratios,
+            cut=found.cut,
+            progress=lambda done, total: advance(1),
+        )
+    return Worth(found, sensitivity)
