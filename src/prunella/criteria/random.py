@@ -1,9 +1,12 @@
 """Random scores: the criterion every other has to beat."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from prunella.criteria._protocol import Member
 
 
 @dataclass(frozen=True)
@@ -12,7 +15,8 @@ class Random:
 
     seed: int = 0
 
-    def __call__(self, slices: list[Tensor]) -> Tensor:
+    def __call__(self, members: Sequence[Member], /) -> Tensor:
         """Return the scores, `[channels]`."""
-        generator = torch.Generator().manual_seed(self.seed + sum(m.numel() for m in slices))
-        return torch.rand(len(slices[0]), generator=generator)
+        size = sum(member.weight.numel() for member in members)
+        generator = torch.Generator().manual_seed(self.seed + size)
+        return torch.rand(len(members[0]), generator=generator)
