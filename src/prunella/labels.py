@@ -287,8 +287,8 @@ class Labels:
             sides.append(Operand(tuple(tight), (1,) * more + operand.shape))
             whole |= dims_of(padded) - dims_of(tight) | {d + more for d in operand.whole}
         while conflict := self._conflict(sides, shape, whole):
-            i, dim = conflict
-            why = "is shared by all heads" if dim in whole else reason
+            i, dim, rows = conflict
+            why = _SHARED if dim in whole else _ROWS_STAY if rows else reason
             layers = self.pass_through(sides[i].layers, [dim], why, node)
             sides[i] = Operand(layers, sides[i].shape)
         met: dict[tuple[int, ...], Layer] = {}
@@ -304,14 +304,17 @@ class Labels:
 
     def _conflict(
         self, sides: Sequence[Operand], shape: Shape, whole: set[int]
-    ) -> tuple[int, int] | None:
-        """Find a side, and a dimension along which it may not vary as long as others are there."""
+    ) -> tuple[int, int, bool] | None:
+        """Find a side, and a dimension along which it may not vary as long as others are there.
+
+        Also says whether that dimension counts rows of which others lose something inside.
+        """
         for i, side in enumerate(sides):
             others = [*sides[:i], *sides[i + 1 :]]
             for dim in sorted({d for layer in side.layers for d in self.cut_dims(layer)}):
                 if any(is_plain(other, dim, shape[dim]) for other in others):
-                    return i, dim
-        return _row_side(sides, whole) if self.inside else _joint_side(sides, whole)
+                    return i, dim, False
+        return _row_side(sides) if self.inside else _joint_side(sides, whole)
 
     def _disentangle(self, layers: list[Layer]) -> list[Layer]:
         """Unite the layers of one tensor that vary along the same dimension.
@@ -342,7 +345,7 @@ class Labels:
         left = [layer for layer in tight if self.cut_dims(layer) != {dim}]
         if not along and size > 1:
             whole = any(varies(layer, dim) for layer in layers)
-            reason = "is shared by all heads" if whole else "is multiplied with a plain extent"
+            reason = _SHARED if whole else "is multiplied with a plain extent"
             self.freeze(other, reason, node)
         return tuple(self.collapse(layer, [dim], "is multiplied along", node) for layer in left)
 
@@ -356,7 +359,11 @@ class Labels:
         return shape[dim]
 
 
-def _joint_side(sides: Sequence[Operand], whole: set[int]) -> tuple[int, int] | None:
+_SHARED = "is shared by all heads"
+_ROWS_STAY = "counts heads, which all stay"
+
+
+def _joint_side(sides: Sequence[Operand], whole: set[int]) -> tuple[int, int, bool] | None:
     """Find a side that varies jointly along a dimension that another side does not share fully.
 
     Returns the side and the dimension it may not vary along any longer: where the dimensions both
@@ -370,11 +377,11 @@ def _joint_side(sides: Sequence[Operand], whole: set[int]) -> tuple[int, int] | 
             outer = both.issuperset({outermost(layer) for layer in (a, b)})
             for dim in sorted(set(varying(a)) - both if outer else both):
                 whole.add(dim)
-                return i, dim
+                return i, dim, False
     return None
 
 
-def _row_side(sides: Sequence[Operand], whole: set[int]) -> tuple[int, int] | None:
+def _row_side(sides: Sequence[Operand]) -> tuple[int, int, bool] | None:
     """Find a side that cannot be cut inside rows that stay, next to another side.
 
     Returns the side and the dimension it may not vary along any longer. Rows (heads) that meet what
@@ -386,10 +393,9 @@ def _row_side(sides: Sequence[Operand], whole: set[int]) -> tuple[int, int] | No
         mine, others = set(varying(a)), set(varying(b))
         inner, other = innermost(a), innermost(b)
         if inner in others and other != inner:  # `b` has rows of what `a` would cut
-            whole.add(inner)
-            return i, inner
+            return i, inner, True
         if inner == other and mine - others:
-            return i, min(mine - others)
+            return i, min(mine - others), False
     return None
 
 

@@ -160,8 +160,17 @@ def expand(labels: Labels, node: Node) -> Layers:
     layers = [pad(a, len(shape)) for a in labels.of(x)]
     for d, (old, new) in enumerate(zip(before, shape, strict=True)):
         if old == 1 and new > 1:
-            layers.append(spread(_new_extent(labels, node, d), d, len(shape)))
+            layers.append(_new_layer(labels, node, d))
     return tuple(layers)
+
+
+def _new_layer(labels: Labels, node: Node, dim: int) -> Layer:
+    """Return the layer of an extent made of one; what takes after rows does so in all of them."""
+    if labels.inside and node.op == "aten.expand_as.default":
+        for layer in labels.of(node.args[1]):
+            if labels.cut_dims(layer) == {dim}:
+                return layer
+    return spread(_new_extent(labels, node, dim), dim, len(labels.shapes[node.outputs[0]]))
 
 
 def _new_extent(labels: Labels, node: Node, dim: int) -> Tensor:
