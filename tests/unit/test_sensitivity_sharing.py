@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunella
+from prunella.masking import zeroed
 from prunella.outputs import tensors_in
 from prunella.sensitivity import Sensitivity, analyze
 from prunella.sensitivity.course import Course
@@ -407,6 +408,30 @@ def test_an_analysis_that_was_killed_goes_on_and_shares_again(tmp_path: Path) ->
     assert len(calls) == 2, "the dense model, once more for the record"
     assert oracle.unchanged(model, before)
     assert shared == loops(model, EXAMPLE, plain)[1]
+
+
+@pytest.mark.parametrize("more", ["third.bias", "stem.0.bias"])
+def test_a_cut_may_change_more_than_the_group(more: str) -> None:
+    """Behind the group that is seen by what is replayed; before it, the model itself runs."""
+
+    @contextmanager
+    def cut(model: nn.Module, groups: prunella.Groups, gone: Any) -> Iterator[nn.Module]:
+        with zeroed(model, groups, gone), torch.no_grad():
+            tensor = model.get_parameter(more)
+            saved = tensor.clone()
+            tensor.add_(0.25)
+            try:
+                yield model
+            finally:
+                tensor.copy_(saved)
+
+    model, given = net(), images(4, 4)
+    with counted(model) as calls:
+        shared, plain = loops(model, EXAMPLE, accuracy_like(given), cut=cut)
+    assert shared == plain
+    runs = len(plain.curves) * len(RATIOS)
+    twice = runs if more == "third.bias" else 2 * runs - len(RATIOS)
+    assert len(calls) == 2 * (2 + twice)
 
 
 def test_short_loops_are_left_alone() -> None:

@@ -44,12 +44,18 @@ class Course:
 
     def first_use(self, tensors: Collection[str]) -> int:
         """Return the position of the first node that reads one of these parameters and buffers."""
+        return min((self._first_uses.get(name, self.end) for name in tensors), default=self.end)
+
+    @cached_property
+    def _first_uses(self) -> Mapping[str, int]:
+        """Map parameters and buffers to the position of the first node that reads each."""
         values = self.graph.values
+        found: dict[str, int] = {}
         for position, node in enumerate(self.nodes):
             for name in _names(node):
-                if values[name].kind in _OWNED and values[name].source in tensors:
-                    return position
-        return self.end
+                if name in values and values[name].kind in _OWNED:
+                    found.setdefault(values[name].source, position)
+        return found
 
     def live(self, position: int) -> frozenset[str]:
         """List the inputs and activations that are there at a position and needed behind it."""
@@ -71,7 +77,7 @@ class Course:
         return found[::-1]
 
     def _passes(self, name: str) -> bool:
-        return self.graph.values[name].kind in ("input", "activation")
+        return name in self.graph.values and self.graph.values[name].kind in ("input", "activation")
 
     def run(
         self, live: Mapping[str, Tensor], start: int, stop: int, tensors: Mapping[str, Tensor]

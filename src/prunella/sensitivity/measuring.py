@@ -3,7 +3,8 @@
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ from prunella.sensitivity.course import Course
 from prunella.sensitivity.curves import RATIOS, Sensitivity, check_ratios, removed
 from prunella.sensitivity.sharing import Evaluate, Shared
 from prunella.structure import tensors
+
+Cut = Callable[[nn.Module, Groups, Mapping[str, Sequence[int]]], AbstractContextManager[nn.Module]]
+"""Takes some channels of a model (by group) away for a while."""
 
 Progress = Callable[[int, int], None]
 """Told (evaluations done, evaluations in all) after each one."""
@@ -38,6 +42,7 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
     record: Path | None = None,
     data: str = "",
     memory: int | None = None,
+    cut: Cut = zeroed,
     progress: Progress | None = None,
 ) -> Sensitivity:
     """Evaluate the model with each group alone pruned at each ratio.
@@ -72,6 +77,8 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
         memory: Bytes that may be kept of what evaluations share; where it is not enough, some
             batches run through the whole model. None: a quarter of the free memory, and nothing
             where all evaluations together take seconds. 0: nothing is shared.
+        cut: Removes channels for a while: `masking.zeroed`, or what also refits what reads them
+            (`Reconstruction.cut`).
         progress: Told how far the analysis is.
 
     Returns:
@@ -94,6 +101,7 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
                 "structure": groups.graph.digest,
                 "data": data,
                 "scores": _fingerprint_scores(scores),
+                "cut": getattr(cut, "__qualname__", type(cut).__qualname__),
                 "metric": f"{metric}, {'higher' if higher_is_better else 'lower'} is better",
             },
         )
@@ -111,7 +119,7 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
         shared = Shared(model, evaluate, memory)
         for done, (name, count) in enumerate(steps, start=1):
             if (name, count) not in known:
-                value = _measure(shared, model, groups, scores, (name, count), left)
+                value = _measure(shared, model, groups, scores, (name, count), left, cut)
                 _check_value(value, metric, groups, name, count)
                 if not count and _fingerprint(tensors(model)) != weights:
                     raise TaskError(
@@ -163,13 +171,14 @@ def _measure(
     scores: Scores,
     step: tuple[str, int],
     left: int,
+    cut: Cut,
 ) -> float:
     """Evaluate the model with a number of a group's channels zeroed."""
     name, count = step
     if not count:
         return float(shared.dense())
     shared.ready(touched(groups[name]), left)
-    with zeroed(model, groups, {name: _lowest(scores.values[name], count)}):
+    with cut(model, groups, {name: _lowest(scores.values[name], count)}):
         return float(shared.changed())
 
 

@@ -26,6 +26,7 @@ from prunella.structure import device_of, tensors
 from prunella.tracing import trace
 
 Evaluate = Callable[[nn.Module], float]
+State = dict[str, tuple[int, int]]
 
 _SHAPES = 4
 """So many kinds of batches are captured, the most frequent: each costs seconds."""
@@ -118,7 +119,9 @@ class Shared:
         self._seconds: float | None = None
         self._told: set[str] = set()
         self._index = count()
-        self._state: list[Any] = []
+        self._state: State = {}
+        self._before: State = {}
+        self._changed: frozenset[str] = frozenset()
         self._off = self._bound == 0
         self._stand_in = model
         if not self._off:
@@ -147,6 +150,7 @@ class Shared:
             touched: Names of the parameters and buffers that are about to change.
             left: How many evaluations are to come, for whether it pays.
         """
+        self._before = _state(self._model)
         if self._off or frozenset(touched) == self._frontier:
             return
         if self._automatic and self._mode != "share":
@@ -165,7 +169,9 @@ class Shared:
             self._frontier = frozenset(touched)
 
     def changed(self) -> float:
-        """Evaluate the model, which differs from the dense one in the tensors told to `ready`."""
+        """Evaluate the model, which now differs from the dense one."""
+        now = _state(self._model)
+        self._changed = frozenset(n for n in now if now[n] != self._before.get(n))
         return self._timed("share" if self._mode == "share" else "plain")
 
     # -- the user's function at work
@@ -190,9 +196,15 @@ class Shared:
         unlike = self._unlike(batch[0], args, kwargs) if batch else "there are more than before"
         if unlike:
             self._tell(f"some batches run through the whole model: {unlike}")
-        if unlike or batch[0].live is None:
+        if unlike or not self._begun(batch[0]):
             return self._model(*args, **kwargs)
         return self._finish(batch[0])
+
+    def _begun(self, batch: _Batch) -> bool:
+        """Say whether a batch's beginning is kept, and is before all that was changed."""
+        if batch.live is None or batch.course is None:
+            return False
+        return batch.course.first_use(self._changed) >= batch.position
 
     def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         batches = self._recorded
@@ -357,15 +369,12 @@ def _free(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _state(model: nn.Module) -> list[Any]:
-    """List which tensors a model has, and how often each was written to."""
-    return [
-        (id(tensor), -1 if tensor.is_inference() else tensor._version)
-        for module in model.modules()
-        for held in (module._parameters, module._buffers)
-        for tensor in held.values()
-        if tensor is not None
-    ]
+def _state(model: nn.Module) -> State:
+    """Tell for every tensor of a model which it is, and how often it was written to."""
+    return {
+        name: (id(tensor), -1 if tensor.is_inference() else tensor._version)
+        for name, tensor in tensors(model).items()
+    }
 
 
 def _copied(inputs: Any) -> tuple[Any, ...]:
