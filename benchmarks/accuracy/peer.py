@@ -56,7 +56,7 @@ def methods() -> list[Method]:
 
 def prune(case: Case, importance: str, scope: str, where: str) -> Iterator[Pruned]:
     """Prune step by step, and yield what there is when each budget is met."""
-    from torch_pruning.pruner import BasePruner
+    from torch_pruning.pruner import BasePruner  # type: ignore[import-untyped]
 
     torch.manual_seed(case.seed)
     model = copy.deepcopy(case.dense)

@@ -89,10 +89,10 @@ def trained(case: Case, model: nn.Module, method: Method, removed: int) -> tuple
     )
     plain = "".join(c if c.isalnum() else "-" for c in f"{case.network}-{name}")
     task = problem(case.network, case.seed, training.limit)
-    recipe = Recipe(
-        **{**task.settings, "epochs": training.epochs, "seed": case.seed, "precision": "bf16"},
-        **({} if training.distilled else {"distill": 0.0}),
-    )
+    settings: dict[str, Any] = {**task.settings, "epochs": training.epochs, "seed": case.seed}
+    if not training.distilled:
+        settings["distill"] = 0.0
+    recipe = Recipe(**settings, precision="bf16")
     result = finetune(
         model,
         task,
