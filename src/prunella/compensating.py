@@ -153,7 +153,7 @@ class _Fitter:
         most = max(max(_ROWS, _PER_COLUMN * width) // len(pairs), 1)
         for pair, made in zip(pairs, wanted, strict=True):
             chosen = sampled(mixer, made, most, self._generator)
-            x = pair.masked.values[input_of(mixer).name]
+            x = pair.masked.values[_input(mixer, pair)]
             read = rows_read(mixer, x, made, weight.shape[2:], chosen).float()
             aim = rows_made(mixer, made, chosen).float()
             if beside is not None:
@@ -188,15 +188,20 @@ class _Fitter:
             self._zero(branch.shift)
 
     def _differs(self, mixer: Mixer, beside: str | None, pairs: Sequence[_Pair]) -> bool:
-        names = [input_of(mixer).name, *([beside] if beside else [])]
         return any(
             not torch.equal(pair.dense.values[name], pair.masked.values[name])
             for pair in pairs
-            for name in names
+            for name in (_input(mixer, pair), beside)
+            if name is not None
         )
 
     def _zero(self, name: str) -> None:
         zero_removed(self.masked[name], self.plan.kept.get(name, {}))
+
+
+def _input(mixer: Mixer, pair: _Pair) -> str:
+    # Inputs of the model are named by how each batch gives them.
+    return input_of(pair.masked.course.nodes[mixer.index]).name
 
 
 def least_squares(square: Tensor, cross: Tensor, before: Tensor, damping: float) -> Tensor:

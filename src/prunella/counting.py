@@ -251,16 +251,17 @@ def _solve(cluster: Cluster, sizes: np.ndarray, wanted: np.ndarray) -> np.ndarra
         pad = np.zeros_like(cluster.axes)
         least = np.minimum(cluster.least, cluster.axes @ sizes)
         constraints.append(LinearConstraint(np.hstack([cluster.axes, pad]), least, np.inf))
-    found = milp(
-        np.concatenate([np.zeros(n), np.ones(n)]),
-        integrality=np.concatenate([np.ones(n), np.zeros(n)]),
-        bounds=Bounds(np.zeros(2 * n), np.concatenate([sizes, np.full(n, np.inf)])),
-        constraints=constraints,
-        options={"mip_rel_gap": 0.02, "time_limit": 10},
-    )
-    if found.x is None:
-        raise CouplingError(
-            f"no choice of channels satisfies what binds {', '.join(cluster.groups[:5])}: "
-            f"{found.message}; exclude these modules"
+    for presolve in (True, False):  # HiGHS fails in presolving some problems that it solves
+        found = milp(
+            np.concatenate([np.zeros(n), np.ones(n)]),
+            integrality=np.concatenate([np.ones(n), np.zeros(n)]),
+            bounds=Bounds(np.zeros(2 * n), np.concatenate([sizes, np.full(n, np.inf)])),
+            constraints=constraints,
+            options={"mip_rel_gap": 0.02, "time_limit": 10, "presolve": presolve},
         )
-    return np.asarray(np.round(found.x[:n]), dtype=int)
+        if found.x is not None:
+            return np.asarray(np.round(found.x[:n]), dtype=int)
+    raise CouplingError(
+        f"no choice of channels satisfies what binds {', '.join(cluster.groups[:5])}: "
+        f"{found.message}; exclude these modules"
+    )

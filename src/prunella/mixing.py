@@ -219,9 +219,9 @@ def no_moments(read: Tensor, wanted: Tensor) -> Moments:
     )
 
 
-def input_of(mixer: Mixer) -> Ref:
+def input_of(node: Node) -> Ref:
     """Return what a node reads."""
-    found = _places(mixer.node)
+    found = _places(node)
     assert found is not None, "a mixer has an input"
     read: Ref = found[0]
     return read

@@ -8,16 +8,24 @@ from typing import Any, Literal
 from torch import nn
 
 from prunella.allocating import Damage, allocate
+from prunella.allocating.multiples import MultipleOf
+from prunella.calibration import Data
+from prunella.calibration import calibration as read
 from prunella.certifying import Certificate
+from prunella.compensating import compensate
 from prunella.coupling import Exclude, couple
 from prunella.criteria import Criterion
 from prunella.errors import CertificateError, ConfigError, CouplingError, TransformError
 from prunella.graph import Graph
 from prunella.plan import Budget, Form, Groups, Heads, Plan
 from prunella.probing import faithful
+from prunella.progress import Progress
+from prunella.reconstructing import reconstruct
 from prunella.scoring import score
+from prunella.structure import device_of
 from prunella.tracing import Inputs, positional, trace
 from prunella.transforming import transform_and_prove, with_scales
+from prunella.valuing import value
 
 
 @dataclass(frozen=True)
@@ -71,15 +79,26 @@ def prune(  # noqa: PLR0913 - one call for all stages
     *,
     macs: float | int | str | None = None,
     params: float | int | str | None = None,
+    weight_bytes: float | int | str | None = None,
+    activation_bytes: float | int | str | None = None,
     ratio: float | Mapping[str, float] | None = None,
-    criterion: str | Criterion = "magnitude",
+    calibration: Data | None = None,
+    criterion: str | Criterion | None = None,
     damage: Damage | None = None,
+    repair: bool | None = None,
+    multiple_of: MultipleOf = 1,
     exclude: Iterable[Exclude] = (),
     form: Form | Literal["auto"] = "auto",
     heads: Heads = "whole",
     example_kwargs: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> PruneResult:
-    """Trace, couple, score, allocate and transform in one call.
+    """Trace, couple, score, allocate, repair and transform in one call.
+
+    With `calibration`, a few hundred inputs without labels, all that can be done without training
+    is done: channels go that others can stand in for (`reconstruct`), a budget is spent where
+    outputs move least (`value`), and the weights that stay make up for those that go
+    (`compensate`). Without it, weights alone decide.
 
     Groups whose size is written into the model's code are left whole, or, where they are many, the
     captured graph comes back in the place of the class; the summary says which and names the lines.
@@ -88,10 +107,19 @@ def prune(  # noqa: PLR0913 - one call for all stages
         model: Any module; left untouched.
         example_inputs: A tensor, or a tuple of positional arguments.
         macs: Budget: multiply-accumulates that may remain, a share (0.5, "50%") or a count.
-        params: Budget: parameters that may remain, likewise. Both may be given.
+        params: Budget: parameters that may remain, likewise. Several budgets may be given.
+        weight_bytes: Budget: bytes of parameters and buffers.
+        activation_bytes: Budget: bytes of activations at the worst moment of a forward pass.
         ratio: Instead of a budget: the share of channels every group loses, or one by group name.
-        criterion: How channels are scored.
-        damage: Predicted loss by group and kept channels (`Sensitivity.damage`).
+        calibration: Inputs like those the model is for, see `prunella.calibration`: a tensor, a
+            list of batches, a data loader (what it holds beyond the inputs is not looked at).
+        criterion: How channels are scored; unset: by reconstruction where there are calibration
+            data, else by their weights.
+        damage: Predicted loss by group and kept channels (`Sensitivity.damage`); unset: measured
+            on the calibration data, where there are some and no criterion is named.
+        repair: Whether what remains makes up for what went; unset: where there are calibration
+            data.
+        multiple_of: Every group that is cut keeps a multiple of so many channels.
         exclude: Modules to leave whole, by name, glob, regular expression or class.
         form: "class": the pruned model is of the user's own class, and what its code does not allow
             stays. "graph": it is the captured graph, rewritten, which trains and saves like any
@@ -99,6 +127,7 @@ def prune(  # noqa: PLR0913 - one call for all stages
         heads: "whole": attention loses whole heads. "inside": all heads stay, and each loses
             equally many of its positions.
         example_kwargs: Keyword arguments.
+        progress: See `prunella.progress`.
 
     Returns:
         The smaller model, the plan, the certificate, a summary.
@@ -113,16 +142,33 @@ def prune(  # noqa: PLR0913 - one call for all stages
         >>> prunella.prune(net, torch.randn(1, 3, 8, 8), ratio=0.5).model[0].out_channels
         8
     """
-    if (ratio is None) == (macs is None and params is None):
-        raise ConfigError("give a budget (`macs`, `params` or both) or a `ratio`, and not both")
+    bounds = (macs, params, weight_bytes, activation_bytes)
+    if (ratio is None) == all(bound is None for bound in bounds):
+        raise ConfigError("give a budget (`macs`, `params`, ...) or a `ratio`, and not both")
+    if repair and calibration is None:
+        raise ConfigError(
+            "`repair` fits weights to the activations of data; give some as `calibration`, a few "
+            "hundred inputs without labels"
+        )
     args, kwargs = positional(example_inputs), dict(example_kwargs or {})
     groups = choose_form(trace(model, args, kwargs), tuple(exclude), form, heads)
-    target = Budget(macs=macs, params=params) if ratio is None else ratio
+    target = Budget(*bounds) if ratio is None else ratio
+    data = None if calibration is None else read(calibration, len(args), device_of(model))
 
     def cut(groups: Groups) -> tuple[nn.Module, Plan, Certificate]:
-        plan = allocate(groups, score(model, groups, criterion), target, damage)
+        scores = score(model, groups, criterion or "magnitude")
+        price = damage
+        if data is not None and criterion is None:
+            found = reconstruct(model, groups, scores, data, progress=progress)
+            scores = found.scores
+            if price is None and isinstance(target, Budget):
+                price = value(model, groups, found, data, progress=progress).damage
+        plan = allocate(groups, scores, target, price, multiple_of=multiple_of)
         plan = with_scales(model, plan, groups, (args, kwargs))
-        pruned, proof = transform_and_prove(model, plan, args, kwargs, groups)
+        healed = model
+        if data is not None and repair is not False:
+            healed = compensate(model, plan, data, progress=progress)
+        pruned, proof = transform_and_prove(healed, plan, args, kwargs, groups)
         return pruned, plan, proof
 
     try:

@@ -155,7 +155,7 @@ def observe(model: nn.Module, data: Calibration, progress: Progress) -> dict[str
                 made = at.run(index, run_node)
                 mixer = mixing.get(index)
                 if mixer is not None and _worth_it(mixer, named[mixer.weight]):
-                    x = at.values[input_of(mixer).name]
+                    x = at.values[input_of(course.nodes[index]).name]
                     read = _rows(mixer, x, made[0], named[mixer.weight], len(pairs), generator)
                     nothing = read.new_zeros(*read.shape[:2], 0)
                     if mixer.weight not in found:

@@ -1,4 +1,4 @@
-"""What every channel and every group is worth, from unlabelled data alone."""
+"""What every group of channels is worth, from unlabelled data alone."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ from torch import nn
 
 from prunella.calibration import Calibration
 from prunella.divergence import divergence_from
-from prunella.plan import Groups, Scores
+from prunella.plan import Groups
 from prunella.progress import Progress, or_silent
-from prunella.reconstructing import Reconstruction, reconstruct
+from prunella.reconstructing import Reconstruction
 from prunella.sensitivity import Sensitivity, analyze, removed
 
 RATIOS = (0.25, 0.5, 0.75)
@@ -17,7 +17,7 @@ RATIOS = (0.25, 0.5, 0.75)
 
 @dataclass(frozen=True, eq=False)
 class Worth:
-    """Scores of channels, and the damage of removing so many of a group and refitting the rest.
+    """The damage of removing so many channels of a group and refitting what reads them.
 
     Attributes:
         reconstruction: In which order channels can go, and what error that leaves.
@@ -26,11 +26,6 @@ class Worth:
 
     reconstruction: Reconstruction
     sensitivity: Sensitivity
-
-    @property
-    def scores(self) -> Scores:
-        """Channels by the order in which they can go."""
-        return self.reconstruction.scores
 
     def damage(self, group: str, kept_channels: int) -> float:
         """Predict how far outputs move when a group keeps so many of its channels.
@@ -64,23 +59,22 @@ def _slope(errors: np.ndarray, losses: list[float]) -> float:
 def value(
     model: nn.Module,
     groups: Groups,
-    scores: Scores,
+    found: Reconstruction,
     data: Calibration,
     *,
     ratios: tuple[float, ...] = RATIOS,
     progress: Progress | None = None,
 ) -> Worth:
-    """Find out what channels and groups are worth.
+    """Measure what groups are worth: outputs with each alone cut, and what reads it refitted.
 
     Args:
         model: The dense model.
         groups: Its groups.
-        scores: Scores for groups that no weight reads.
+        found: In which order channels can go.
         data: Batches of inputs, a few hundred samples.
         ratios: Where the damage of every group is measured.
         progress: See `prunella.progress`.
     """
-    found = reconstruct(model, groups, scores, data, progress=progress)
     judge = divergence_from(model, data)
     with or_silent(progress)("measure", len(groups) * len(ratios) + 1) as advance:
         sensitivity = analyze(
