@@ -28,6 +28,7 @@ if _typing.TYPE_CHECKING:
     from prunella.scoring import score as score
     from prunella.sensitivity import Sensitivity as Sensitivity
     from prunella.sensitivity import analyze as analyze
+    from prunella.sensitivity import estimate as estimate
     from prunella.storing import load as load
     from prunella.storing import save as save
     from prunella.tracing import trace as trace
@@ -56,6 +57,7 @@ _HOMES = {
     "count_macs": "costs",
     "count_params": "costs",
     "couple": "coupling",
+    "estimate": "sensitivity",
     "load": "storing",
     "mask": "masking",
     "plan_of": "carrying",
@@ -87,6 +89,7 @@ __all__ = [
     "count_macs",
     "count_params",
     "couple",
+    "estimate",
     "load",
     "mask",
     "plan_of",

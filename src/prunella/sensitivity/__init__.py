@@ -1,7 +1,18 @@
 """Measure or estimate what each group of channels is worth to the metric."""
 
 from prunella.sensitivity.curves import RATIOS, Sensitivity, removed
-from prunella.sensitivity.measuring import Progress, analyze
+from prunella.sensitivity.estimating import DIVERGENCE, estimate
+from prunella.sensitivity.measuring import Cut, Progress, analyze
 from prunella.sensitivity.sharing import Evaluate
 
-__all__ = ["RATIOS", "Evaluate", "Progress", "Sensitivity", "analyze", "removed"]
+__all__ = [
+    "DIVERGENCE",
+    "RATIOS",
+    "Cut",
+    "Evaluate",
+    "Progress",
+    "Sensitivity",
+    "analyze",
+    "estimate",
+    "removed",
+]

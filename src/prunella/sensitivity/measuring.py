@@ -120,7 +120,7 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
         for done, (name, count) in enumerate(steps, start=1):
             if (name, count) not in known:
                 value = _measure(shared, model, groups, scores, (name, count), left, cut)
-                _check_value(value, metric, groups, name, count)
+                check_value(value, metric, groups, name, count)
                 if not count and _fingerprint(tensors(model)) != weights:
                     raise TaskError(
                         "evaluating the model changed its weights or buffers; `evaluate` must "
@@ -178,7 +178,7 @@ def _measure(
     if not count:
         return float(shared.dense())
     shared.ready(touched(groups[name]), left)
-    with cut(model, groups, {name: _lowest(scores.values[name], count)}):
+    with cut(model, groups, {name: lowest(scores.values[name], count)}):
         return float(shared.changed())
 
 
@@ -187,11 +187,13 @@ def touched(group: Group) -> list[str]:
     return sorted({axis.tensor for axis in group.axes})
 
 
-def _lowest(scores: np.ndarray, count: int) -> list[int]:
+def lowest(scores: np.ndarray, count: int) -> list[int]:
+    """List the channels that go first."""
     return [int(channel) for channel in np.argsort(scores, kind="stable")[:count]]
 
 
-def _check_value(value: float, metric: str, groups: Groups, name: str, count: int) -> None:
+def check_value(value: float, metric: str, groups: Groups, name: str, count: int) -> None:
+    """Raise `TaskError` where a metric is not finite; `count` channels of group `name` are gone."""
     if math.isfinite(value):
         return
     where = "of the dense model"

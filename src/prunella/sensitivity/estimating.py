@@ -1,0 +1,161 @@
+"""Predict what measuring would find, from a few samples and a few evaluations."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import isotonic_regression
+from torch import nn
+
+from prunella.calibration import Calibration
+from prunella.divergence import divergence_from
+from prunella.errors import ConfigError
+from prunella.masking import zeroed
+from prunella.modes import evaluating
+from prunella.plan import Groups, Scores
+from prunella.sensitivity.curves import RATIOS, Sensitivity, removed
+from prunella.sensitivity.measuring import Cut, Progress, analyze, check_value, lowest
+from prunella.sensitivity.sharing import Evaluate
+
+PROBES = 6
+DIVERGENCE = "divergence from the dense model"
+
+Cell = tuple[str, int]
+"""A group, and how many of its channels are removed."""
+
+
+def estimate(  # noqa: PLR0913  every argument is one decision of the user's
+    model: nn.Module,
+    groups: Groups,
+    scores: Scores,
+    data: Calibration,
+    evaluate: Evaluate | None = None,
+    *,
+    metric: str = DIVERGENCE,
+    higher_is_better: bool = False,
+    ratios: Iterable[float] = RATIOS,
+    probes: int = PROBES,
+    cut: Cut = zeroed,
+    record: Path | None = None,
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> Sensitivity:
+    """Predict the sensitivity of every group, at a small part of the cost of `analyze`.
+
+    How far the outputs move when channels go says which groups matter nearly as well as the metric
+    does, and it needs a few dozen samples where the metric needs thousands: each sample is compared
+    with itself, not counted as right or wrong. So every group is cut at every ratio on the
+    calibration data alone, without labels, sharing what comes before the group. A few of these
+    cuts, from harmless to fatal, are then evaluated in full, and a non-decreasing function through
+    them turns distance into metric.
+
+    The rank of what was not evaluated is that of the distance; its value is as good as one function
+    for all groups can be.
+
+    Args:
+        model: The dense model the groups are of. It is unchanged afterwards.
+        groups: From `couple`.
+        scores: From `score`; which channels go first.
+        data: Batches of inputs, a few dozen samples.
+        evaluate: Computes the metric, as in `analyze`. None: the result is in units of distance.
+        metric: The metric's name.
+        higher_is_better: Whether a larger value of the metric is the better one.
+        ratios: Fractions of channels removed, ascending, each in (0, 1).
+        probes: How many cuts are evaluated in full, besides the dense model.
+        cut: As in `analyze`.
+        record: File of the distances for going on after a kill; None keeps nothing.
+        memory: As in `analyze`.
+        progress: Told how far the measuring of distances is.
+
+    Returns:
+        The predicted metric for every group and ratio.
+
+    Raises:
+        ConfigError: There is nothing to turn distances into the metric with.
+        TaskError: As `analyze`; or the outputs hold nothing to measure a distance of.
+    """
+    if evaluate is not None and probes < 1:
+        raise ConfigError(
+            f"at least one cut is evaluated to know the metric's units, got {probes=}"
+        )
+    near = analyze(
+        model,
+        groups,
+        scores,
+        divergence_from(model, data),
+        metric=DIVERGENCE,
+        higher_is_better=False,
+        ratios=ratios,
+        cut=cut,
+        record=record,
+        memory=memory,
+        progress=progress,
+    )
+    if evaluate is None:
+        return near
+    cells = _spread(near, probes)
+    values = []
+    with evaluating(model):
+        for name, count in [("", 0), *cells]:
+            gone = {name: lowest(scores.values[name], count)} if count else {}
+            with cut(model, groups, gone):
+                values.append(float(evaluate(model)))
+            check_value(values[-1], metric, groups, name, count)
+    return _converted(near, cells, values, metric, higher_is_better=higher_is_better)
+
+
+def _spread(near: Sensitivity, count: int) -> list[Cell]:
+    """Choose cuts at even steps from those that move the outputs least to those that do most."""
+    found: dict[Cell, float] = {}
+    for name, curve in near.curves.items():
+        for ratio, value in zip(near.ratios, curve, strict=True):
+            gone = removed(ratio, near.channels[name])
+            if gone:
+                found[name, gone] = value
+    order = sorted(found, key=lambda cell: (found[cell], cell))
+    places = np.linspace(0, len(order) - 1, min(count, len(order)) + 1)[1:]
+    return [order[round(place)] for place in places]
+
+
+def _converted(
+    near: Sensitivity,
+    cells: Sequence[Cell],
+    values: Sequence[float],
+    metric: str,
+    *,
+    higher_is_better: bool,
+) -> Sensitivity:
+    """Give distances in units of the metric, which is known of the dense model and some cuts."""
+    at = {
+        (name, removed(ratio, near.channels[name])): value
+        for name, curve in near.curves.items()
+        for ratio, value in zip(near.ratios, curve, strict=True)
+    }
+    baseline, sign = values[0], -1 if higher_is_better else 1
+    losses = [sign * (value - baseline) for value in values[1:]]
+    distances, fitted = _levels([at[cell] for cell in cells], losses)
+    return Sensitivity(
+        metric=metric,
+        higher_is_better=higher_is_better,
+        baseline=baseline,
+        ratios=near.ratios,
+        curves={
+            name: tuple(baseline + sign * float(np.interp(v, distances, fitted)) for v in curve)
+            for name, curve in near.curves.items()
+        },
+        channels=near.channels,
+    )
+
+
+def _levels(distances: Sequence[float], losses: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the corners of a line through 0 that never falls and is nearest to these points.
+
+    Points that isotonic regression gives one value are one corner, in their middle: what lies
+    between two corners keeps its order.
+    """
+    order = np.argsort(distances, kind="stable")
+    x = np.asarray(distances, dtype=float)[order]
+    y = isotonic_regression(np.maximum(np.asarray(losses, dtype=float)[order], 0)).x
+    levels, block = np.unique(y, return_inverse=True)
+    middles = np.bincount(block, x) / np.bincount(block)
+    return np.concatenate([[0.0], middles]), np.concatenate([[0.0], levels])

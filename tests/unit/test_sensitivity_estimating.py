@@ -1,0 +1,131 @@
+"""The fast mode: what is predicted from a few samples, and what it costs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+
+import prunella
+from prunella.calibration import Calibration
+from prunella.divergence import divergence_from
+from prunella.errors import ConfigError, TaskError
+from prunella.sensitivity import DIVERGENCE, Sensitivity, analyze, estimate
+from prunella.sensitivity.estimating import _levels
+from prunella.tasks import evaluate
+from tests import oracle, tiny_task
+
+RATIOS = (0.25, 0.5, 0.75)
+TASK = tiny_task.task()
+Setup = tuple[nn.Module, prunella.Groups, prunella.Scores]
+
+
+@pytest.fixture(scope="module")
+def setup() -> Setup:
+    model = TASK.model()
+    groups = prunella.couple(prunella.trace(model, TASK.example_inputs))
+    return model, groups, prunella.score(model, groups)
+
+
+def samples(count: int) -> Calibration:
+    images = next(iter(TASK.data("train")))[0]
+    return Calibration([((images[:count],), {})])
+
+
+def loss(model: nn.Module) -> float:
+    """The cross-entropy on the valid split."""
+    with torch.no_grad():
+        found = [TASK.loss(model(batch[0]), batch) for batch in TASK.data("valid")]
+    return float(torch.stack(found).mean())
+
+
+def losses(found: Sensitivity) -> np.ndarray:
+    sign = -1 if found.higher_is_better else 1
+    return sign * (np.array(list(found.curves.values())) - found.baseline).reshape(-1)
+
+
+def test_without_a_metric_it_is_the_distance(setup: Setup) -> None:
+    model, groups, scores = setup
+    found = estimate(model, groups, scores, samples(16), ratios=RATIOS)
+    plain = analyze(
+        model,
+        groups,
+        scores,
+        divergence_from(model, samples(16)),
+        metric=DIVERGENCE,
+        higher_is_better=False,
+        ratios=RATIOS,
+        memory=0,
+    )
+    assert found == plain
+    assert found.baseline == pytest.approx(0, abs=1e-6)
+
+
+def test_the_order_is_that_of_the_distance_in_units_of_the_metric(setup: Setup) -> None:
+    model, groups, scores = setup
+    calls: list[int] = []
+
+    def counted(given: nn.Module) -> float:
+        calls.append(1)
+        return loss(given)
+
+    before = oracle.state(model)
+    near = estimate(model, groups, scores, samples(16), ratios=RATIOS)
+    found = estimate(
+        model, groups, scores, samples(16), counted, metric="loss", ratios=RATIOS, probes=4
+    )
+    assert oracle.unchanged(model, before)
+    assert len(calls) == 5
+    assert found.metric == "loss"
+    assert found.baseline == loss(model)
+    order = np.argsort(losses(near))
+    assert (np.diff(losses(found)[order]) >= 0).all()
+    plain = analyze(
+        model, groups, scores, loss, metric="loss", higher_is_better=False, ratios=RATIOS
+    )
+    assert spearmanr(losses(found), losses(plain)).statistic > 0.9
+    worst = losses(plain).max()
+    assert losses(found).max() == pytest.approx(worst, rel=0.3)
+
+
+def test_the_direction_of_the_metric(setup: Setup) -> None:
+    model, groups, scores = setup
+    found = estimate(
+        model,
+        groups,
+        scores,
+        samples(16),
+        lambda given: evaluate(given, TASK, "valid"),
+        metric="accuracy",
+        higher_is_better=True,
+        ratios=RATIOS,
+    )
+    assert found.higher_is_better
+    assert (losses(found) >= 0).all()
+    assert losses(found).max() > 0
+    assert Sensitivity.from_json(found.to_json()) == found
+
+
+def test_it_goes_on_after_a_kill(setup: Setup, tmp_path: Path) -> None:
+    model, groups, scores = setup
+    record = tmp_path / "journal"
+    first = estimate(model, groups, scores, samples(8), ratios=RATIOS, record=record)
+    size = record.stat().st_size
+    assert estimate(model, groups, scores, samples(8), ratios=RATIOS, record=record) == first
+    assert record.stat().st_size == size
+
+
+def test_what_makes_no_sense_is_an_error(setup: Setup) -> None:
+    model, groups, scores = setup
+    with pytest.raises(ConfigError, match="at least one cut is evaluated"):
+        estimate(model, groups, scores, samples(8), loss, probes=0)
+    with pytest.raises(TaskError, match="the metric `loss` is nan of the dense model"):
+        estimate(model, groups, scores, samples(8), lambda m: float("nan"), metric="loss")
+
+
+def test_levels_are_a_line_through_nothing_that_never_falls() -> None:
+    distances, fitted = _levels([4.0, 1.0, 2.0, 3.0], [0.5, -0.1, 0.3, 0.2])
+    assert distances.tolist() == [0, 1, 2.5, 4]
+    assert fitted.tolist() == [0, 0, 0.25, 0.5]
