@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -32,18 +31,18 @@ SUBJECTS = {
 def tools(subject: Subject) -> dict[tuple[str, str], Any]:
     """List what to call for each row, by tool and setting."""
     return {
-        ("dense", ""): lambda subject, model, cache: model,
+        ("dense", ""): lambda subject, model: model,
         **{("Prunella", name): call for name, call in ours.SETTINGS.items()},
         **{("Torch-Pruning", name): call for name, call in peer.settings(subject).items()},
     }
 
 
-def measure(subject: Subject, tool: str, setting: str, cache: Path) -> table.Row:
+def measure(subject: Subject, tool: str, setting: str) -> table.Row:
     """Make one row."""
     model = subject.build()
     call = tools(subject)[tool, setting]
     began = time.perf_counter()
-    pruned: nn.Module = call(subject, model, cache)
+    pruned: nn.Module = call(subject, model)
     seconds = time.perf_counter() - began
     return {
         "macs": prunella.count_macs(pruned, subject.example()),
@@ -58,7 +57,6 @@ def row_of(key: str, tool: str, setting: str, options: argparse.Namespace) -> ta
     """Make one row in a process of its own."""
     named = {"model": SUBJECTS[key].name, "tool": tool, "setting": setting}
     command = [sys.executable, "-m", "benchmarks.real_models", key, "--worker", tool, setting]
-    command += ["--cache", str(options.cache)]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=options.seconds, check=False
@@ -80,10 +78,8 @@ def _arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     results = Path("benchmarks") / "results" / "real-models"
-    cache = Path(tempfile.gettempdir()) / "prunella-real-models"
     parser.add_argument("names", nargs="*", help=f"only these of: {', '.join(SUBJECTS)}")
     parser.add_argument("--out", type=Path, default=results, help="result, without its ending")
-    parser.add_argument("--cache", type=Path, default=cache, help="folder of unfinished analyses")
     parser.add_argument("--seconds", type=int, default=7200, help="time limit of a row")
     parser.add_argument("--resume", action="store_true", help="keep the rows --out has, but failed")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
@@ -100,7 +96,7 @@ def main() -> int:
     if options.worker:
         torch.set_num_threads(1)
         torch.manual_seed(0)
-        row = measure(SUBJECTS[options.names[0]], *options.worker, options.cache)
+        row = measure(SUBJECTS[options.names[0]], *options.worker)
         print("\n" + json.dumps(row))
         return 0
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
@@ -114,8 +110,6 @@ def main() -> int:
             if any(_place(row) == place for row in rows):
                 continue
             print(f"{subject.name}: {tool} {setting}".strip(), flush=True)
-            if setting == "damage":
-                print(f"  the analysis looks at {subject.note}", flush=True)
             row = row_of(key, tool, setting, options)
             print(f"  {row.get('failure') or row['metrics']}", flush=True)
             rows = sorted([*rows, row], key=lambda row: order.index(_place(row)))

@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 and SqueezeNet 1.0 on one picture of each of ImageNet's 1000 classes.
 
-Odd pictures are the test; some of the even ones are for the analysis, without their labels. The
-figure on all 1000 is there beside it: only *damage* has seen an eighth of them.
+Odd pictures are the test; some of the even ones are for calibration, without their labels. The
+figure on all 1000 is there beside it: only *calibration* has seen an eighth of them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,9 +17,9 @@ from benchmarks.real_models.subject import Inputs, Subject
 
 BATCH = 50
 EVERY = 8
-"""The analysis looks at every eighth picture: a quarter of the even ones, for time."""
+"""Calibration is with every eighth picture: a quarter of the even ones."""
 
-NOTE = f"every {EVERY}th of the 1000 pictures, divergence of the class probabilities"
+NOTE = f"every {EVERY}th of the 1000 pictures"
 
 
 @cache
@@ -63,12 +63,6 @@ def _top1(pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
     }
 
 
-def divergence(outputs: Tensor, dense: Tensor) -> Tensor:
-    """Compute the Kullback-Leibler divergence of the dense model's classes, per sample."""
-    there, here = dense.log_softmax(1), outputs.log_softmax(1)
-    return (there.exp() * (there - here)).sum(1).reshape(len(dense), -1).mean(1)
-
-
 def _build_squeeze() -> nn.Module:
     model = torchvision.models.squeezenet1_0()
     model.load_state_dict(data.weights("imagenet_squeezenet1_0_deepcompressed"))
@@ -83,7 +77,6 @@ EFFICIENTNET_LITE0 = Subject(
     score=_top1,
     unlabelled=partial(_unlabelled, _lite),
     note=NOTE,
-    distance=divergence,
     heads=lambda model: [model.get_submodule("classifier")],
 )
 
@@ -95,6 +88,5 @@ SQUEEZENET = Subject(
     score=_top1,
     unlabelled=partial(_unlabelled, _squeeze),
     note=NOTE,
-    distance=divergence,
     heads=lambda model: [model.get_submodule("classifier.1")],
 )

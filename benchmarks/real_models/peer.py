@@ -2,7 +2,6 @@
 
 import copy
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch_pruning as tp
@@ -21,9 +20,8 @@ SCOPES: dict[str, dict[str, Any]] = {
 }
 
 
-def prune(subject: Subject, model: nn.Module, cache: Path, scope: str, extra: str) -> nn.Module:
+def prune(subject: Subject, model: nn.Module, scope: str, extra: str) -> nn.Module:
     """Bisect the pruning ratio for the largest model within the budget."""
-    del cache
     limit = BUDGET * prunella.count_macs(model, subject.example())
     low, high = 0.0, 0.5
     best: tuple[int, nn.Module] | None = None

@@ -21,7 +21,7 @@ from benchmarks.real_models.subject import Inputs, Subject
 BATCH, LONGEST = 64, 256
 EXAMPLE_TOKENS = 64
 EVERY = 4
-"""The analysis looks at every fourth pair of the validation split."""
+"""Calibration is with the sentences of every fourth pair of the validation split."""
 
 
 class SentenceEncoder(nn.Module):
@@ -111,10 +111,6 @@ def _score(pairs: Iterable[tuple[Tensor, list[str]]]) -> dict[str, float]:
     }
 
 
-def _distance(outputs: Tensor, dense: Tensor) -> Tensor:
-    return 1 - F.cosine_similarity(outputs, dense)
-
-
 def _attentions(model: nn.Module) -> list[Any]:
     from transformers.models.bert.modeling_bert import BertSelfAttention
 
@@ -162,7 +158,6 @@ MINILM = Subject(
     unlabelled=_unlabelled,
     note=f"the sentences of every {EVERY}th pair of the validation split (for time), 1 - cosine "
     "of the embeddings",
-    distance=_distance,
     heads=lambda _: [],
     peer={"": _heads, "bottleneck": _bottleneck},
 )

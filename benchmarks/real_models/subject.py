@@ -21,11 +21,9 @@ class Subject:
         test: Yields inputs and targets of the test split.
         score: Returns figures by name from pairs of outputs and targets; the first is the metric,
             in points of 100.
-        unlabelled: Yields inputs for the analysis, none of which the test uses.
-        note: What the inputs for the analysis are.
-        distance: How far outputs are from the dense model's, per sample, a vector.
+        unlabelled: Yields inputs for calibration, none of which the test uses.
+        note: What the inputs for calibration are.
         heads: Returns the modules whose output channels Torch-Pruning must leave alone.
-        ratios: The shares of channels the analysis removes.
     """
 
     name: str
@@ -35,9 +33,7 @@ class Subject:
     score: Callable[[Iterable[tuple[Tensor, Any]]], dict[str, float]]
     unlabelled: Callable[[], Iterator[Inputs]]
     note: str
-    distance: Callable[[Tensor, Tensor], Tensor]
     heads: Callable[[nn.Module], list[nn.Module]]
-    ratios: tuple[float, ...] = (0.1, 0.25, 0.5)
     peer: Mapping[str, Callable[[nn.Module], dict[str, Any]]] = field(
         default_factory=lambda: {"": lambda _: {}}
     )

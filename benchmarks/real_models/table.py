@@ -40,8 +40,8 @@ def page(rows: list[Row]) -> str:
         "",
         "Protocol" + (real_models.__doc__ or "").partition("Protocol")[2].strip(),
         "",
-        "*seconds*: pruning, the analysis or the bisection included, beside other work on the "
-        "machine; without the test. *drop* is in points; the first metric named is the row's, "
+        "*seconds*: pruning, all that is measured or bisected for it included, beside other work "
+        "on the machine; without the test. *drop* is in points; the first metric named is the row's, "
         "further ones are in the JSON file. On 500 pictures one picture is 0.2 points and the "
         "standard error of a top-1 about 2; on 1000 it is 0.1 and 1.5.",
     ]
@@ -61,7 +61,7 @@ def _section(model: str, rows: list[Row]) -> list[str]:
         "",
         f"{dense['macs'] / 1e6:,.1f} MMACs, {dense['params']:,} parameters; dense "
         + ", ".join(f"{name} {value:.2f}" for name, value in dense["metrics"].items())
-        + f". *damage* was measured on {dense['note']}.",
+        + f". *calibration* is {dense['note']}.",
         "",
         f"| {head} |",
         "| --- " * (head.count("|") + 1) + "|",
