@@ -1,78 +1,75 @@
-"""The parts of pruning, alone and together: criterion, allocation, and what repairs."""
+"""The parts of pruning, alone and together: criterion, allocation, repair.
 
-import tempfile
+Recalibrating batch norms, the fourth, is measured with every combination.
+"""
+
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-from typing import Literal
-
-import torch
-from torch import nn
 
 import prunella
-from benchmarks.accuracy.case import BATCH, Case, Method, Pruned
+from benchmarks.accuracy.case import Case, Method, Pruned
+from prunella.allocating import Damage
+from prunella.calibration import calibration
+from prunella.compensating import compensate
+from prunella.divergence import divergence_from
+from prunella.reconstructing import reconstruct
+from prunella.valuing import value
 
 TOOL = "part"
-Allocation = Literal["same share", "measured"]
+RECONSTRUCTION = "reconstruction"
 
 
 def methods() -> list[Method]:
-    """List each criterion with the same share everywhere, and with measured curves."""
+    """List criteria alone, and what becomes of two with the other parts.
+
+    Repair without a criterion by reconstruction is magnitude's row.
+    """
+    alone = [(name, False, False) for name in (*prunella.CRITERIA, RECONSTRUCTION)]
+    kinds = ((True, False), (False, True), (True, True))
+    together = [(name, *kind) for name in ("magnitude", RECONSTRUCTION) for kind in kinds]
     return [
         Method(
             TOOL,
-            f"{criterion}, {allocation}",
-            partial(prune, criterion=criterion, allocation=allocation),
-            "images" if allocation == "measured" else "",
-            seeded=allocation == "measured",
+            ", ".join([name, "measured" if measured else "same share", *["repair"] * repaired]),
+            partial(prune, criterion=name, measured=measured, repaired=repaired),
+            "images" if data else "",
+            seeded=data,
         )
-        for criterion in prunella.CRITERIA
-        for allocation in ("same share", "measured")
+        for name, measured, repaired in [*alone, *together]
+        for data in [measured or repaired or name == RECONSTRUCTION]
     ]
 
 
-def prune(case: Case, criterion: str, allocation: Allocation) -> Iterator[Pruned]:
-    """Prune with these parts for each budget."""
+def prune(case: Case, criterion: str, measured: bool, repaired: bool) -> Iterator[Pruned]:
+    """Prune with these parts for each budget.
+
+    Args:
+        case: What to prune.
+        criterion: One of the catalogue's, or by reconstruction from the calibration images.
+        measured: Whether a budget is spent where outputs move least; else every group loses the
+            same share.
+        repaired: Whether kept weights make up for removed ones.
+    """
+    data = calibration(case.batches())
     groups = prunella.couple(prunella.trace(case.dense, case.example))
-    scores = prunella.score(case.dense, groups, criterion)
-    damage = None
-    if allocation == "measured":
-        damage = measured(case, groups, scores).damage
+    damage: Damage | None = None
+    if criterion == RECONSTRUCTION:
+        found = reconstruct(case.dense, groups, prunella.score(case.dense, groups), data)
+        scores = found.scores
+        if measured:
+            damage = value(case.dense, groups, found, data).damage
+    else:
+        scores = prunella.score(case.dense, groups, criterion)
+        if measured:
+            damage = prunella.analyze(
+                case.dense,
+                groups,
+                scores,
+                divergence_from(case.dense, data),
+                metric="divergence from the dense network",
+                higher_is_better=False,
+            ).damage
     for removed in case.budgets:
-        budget = prunella.Budget(macs=case.share(removed))
-        plan = prunella.allocate(groups, scores, budget, damage)
-        yield removed, prunella.transform(case.dense, plan, case.example)
-
-
-def measured(case: Case, groups: prunella.Groups, scores: prunella.Scores) -> prunella.Sensitivity:
-    """Measure how far class probabilities move with each group alone pruned; no labels."""
-    folder = Path(tempfile.gettempdir()) / "prunella-accuracy"
-    folder.mkdir(exist_ok=True)
-    with torch.inference_mode():
-        dense = [_logs(case.dense, batch) for batch in case.batches()]
-
-    def divergence(model: nn.Module) -> float:
-        with torch.inference_mode():
-            moved = [
-                (there.exp() * (there - _logs(model, batch))).sum(1)
-                for there, batch in zip(dense, case.batches(), strict=True)
-            ]
-        return float(torch.cat(moved).double().mean())
-
-    name = f"{case.network}-{scores.criterion}-{len(case.labels)}-{case.seed}"
-    return prunella.analyze(
-        case.dense,
-        groups,
-        scores,
-        divergence,
-        metric="divergence from the dense network's classes",
-        higher_is_better=False,
-        record=folder / f"{name}.jsonl",
-        data=f"{len(case.labels)} images, seed {case.seed}, batches of {BATCH}",
-    )
-
-
-def _logs(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
-        outputs: torch.Tensor = model(batch)
-    return outputs.float().log_softmax(1)
+        plan = prunella.allocate(groups, scores, prunella.Budget(macs=case.share(removed)), damage)
+        healed = compensate(case.dense, plan, data) if repaired else case.dense
+        yield removed, prunella.transform(healed, plan, case.example)
