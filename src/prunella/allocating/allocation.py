@@ -9,7 +9,7 @@ import numpy as np
 from prunella.allocating.bill import Bill
 from prunella.allocating.choosing import Chooser
 from prunella.allocating.levels import Damage, curve, excess, ladder
-from prunella.allocating.multiples import MultipleOf, channel_steps
+from prunella.allocating.multiples import MultipleOf, Multiples, multiples
 from prunella.allocating.problem import Problem
 from prunella.allocating.solving import solve
 from prunella.allocating.steps import evenly, spend
@@ -25,6 +25,8 @@ MaxRatio = float | Mapping[str, float]
 """The largest ratio of all groups, or one by group name; groups not named may lose anything."""
 
 _PRICE = 100.0  # of a whole group beyond its largest ratio, in units of all damage there is
+
+_NAMED = 5
 
 log = logging.getLogger("prunella")
 
@@ -70,8 +72,9 @@ def allocate(
         damage: Predicted loss of the metric by group and kept channels (`Sensitivity.damage`).
             With it, a budget is spent where the least damage is done in all; without, every group
             loses the same share.
-        multiple_of: Every group that is cut keeps a multiple of so many channels: one number, or
-            one by group name. It counts along axes: any number of heads of 64 is a multiple of 8.
+        multiple_of: Every axis that is cut keeps a multiple of so many positions: one number, or
+            one by group name. Any number of heads of 64 is a multiple of 8. Groups too small for
+            that stay whole, and the log names them.
         max_ratio: The largest ratio that groups lose under a budget, unless it cannot be kept
             otherwise: one number, or one by group name.
 
@@ -104,11 +107,14 @@ def allocate_and_bound(
     if not len(groups):
         raise nothing_to_prune(groups)
     chooser = Chooser(groups, scores)
-    steps = channel_steps(groups, multiple_of)
+    of = multiples(groups, chooser.clusters, multiple_of)
     if isinstance(target, Budget):
-        return _Fit(chooser, steps, target, _most(groups, max_ratio)).allocation(damage)
+        return _Fit(chooser, of, target, _most(groups, max_ratio)).allocation(damage)
     ratios = _ratios(groups, target)
-    counts = [_nearest(chooser, cluster, ratios, steps) for cluster in chooser.clusters]
+    counts = [
+        _nearest(chooser, cluster, ratios, asked)
+        for cluster, asked in zip(chooser.clusters, of, strict=True)
+    ]
     return Allocation(make_plan(groups, chooser.mask(counts), chooser.layout))
 
 
@@ -148,12 +154,12 @@ def _most(groups: Groups, max_ratio: MaxRatio) -> dict[str, float]:
 
 
 def _nearest(
-    chooser: Chooser, cluster: Cluster, ratios: Mapping[str, float], steps: Mapping[str, int]
+    chooser: Chooser, cluster: Cluster, ratios: Mapping[str, float], multiples: Multiples
 ) -> np.ndarray:
     counts = chooser.nearest(cluster, ratios)
-    if all(steps[name] == 1 for name in cluster.groups):
+    if not len(multiples.of):
         return counts
-    levels = ladder(chooser, cluster, steps).counts
+    levels = ladder(chooser, cluster, multiples).counts
     return np.asarray(levels[np.abs(levels - counts).sum(1).argmin()])
 
 
@@ -162,7 +168,7 @@ class _Fit:
     """One budget to keep."""
 
     chooser: Chooser
-    steps: Mapping[str, int]
+    multiples: Sequence[Multiples]
     budget: Budget
     most: Mapping[str, float]
 
@@ -171,7 +177,11 @@ class _Fit:
         memory = peak(chooser.layout.flow) if self.budget.activation_bytes is not None else None
         dense = _costs(groups, np.ones(groups.channels, dtype=bool), memory)
         limits = self.budget.resolve(dense)
-        ladders = [ladder(chooser, cluster, self.steps) for cluster in chooser.clusters]
+        ladders = [
+            ladder(chooser, cluster, asked)
+            for cluster, asked in zip(chooser.clusters, self.multiples, strict=True)
+        ]
+        self._name_whole(ladders)
         over = self._excess(ladders)
         spared = [
             Ladder(found.atoms, found.counts[much == 0])
@@ -201,6 +211,23 @@ class _Fit:
             at, lost = solution.state, max(0.0, problem.loss(solution.state) - solution.bound)
         done = float(sum(found[i] for found, i in zip(curves, at, strict=True)))
         return Allocation(self._plan(ladders, at, dense, memory), done, done - lost)
+
+    def _name_whole(self, ladders: Sequence[Ladder]) -> None:
+        """Name the groups that stay because nothing below all of them is a multiple."""
+        clusters = self.chooser.clusters
+        names = [
+            f"{atom.group} ({len(found.atoms[i])} channels)"
+            for c, asked, found in zip(clusters, self.multiples, ladders, strict=True)
+            for i, atom in enumerate(c.atoms)
+            if len(asked.of) and len(found) == 1
+        ]
+        if names:
+            more = ", ..." if len(names) > _NAMED else ""
+            log.warning(
+                "multiple_of leaves no choice but all channels to %s%s",
+                ", ".join(names[:_NAMED]),
+                more,
+            )
 
     def _excess(self, ladders: Sequence[Ladder]) -> list[np.ndarray]:
         clusters = self.chooser.clusters

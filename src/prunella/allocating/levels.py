@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from prunella.allocating.choosing import Chooser
-from prunella.allocating.multiples import aligned, nearest_aligned
+from prunella.allocating.multiples import Multiples, nearest_multiples, step_of
 from prunella.costs.ladders import Ladder
 from prunella.counting import Cluster
 
@@ -19,21 +19,20 @@ Damage = Callable[[str, int], float]
 """Predicted loss of the metric when a group (name) keeps so many channels; >= 0, decreasing."""
 
 
-def ladder(chooser: Chooser, cluster: Cluster, steps: Mapping[str, int]) -> Ladder:
+def ladder(chooser: Chooser, cluster: Cluster, multiples: Multiples) -> Ladder:
     """List the counts between keeping all of a cluster and the least of it, each once.
 
     Args:
         chooser: Knows what fits.
         cluster: A cluster.
-        steps: Of which number each group keeps a multiple.
+        multiples: What its counts have to be multiples of.
     """
-    free = all(steps[name] == 1 for name in cluster.groups)
-    most = max(atom.channels.size for atom in cluster.atoms) * len(cluster.atoms)
-    counts = _every(chooser, cluster, most) if free else _aligned(chooser, cluster, most, steps)
+    counts = (_aligned if len(multiples.of) else _every)(chooser, cluster, multiples)
     return Ladder(chooser.best(cluster), counts)
 
 
-def _every(chooser: Chooser, cluster: Cluster, most: int) -> np.ndarray:
+def _every(chooser: Chooser, cluster: Cluster, _: Multiples) -> np.ndarray:
+    most = max(atom.channels.size for atom in cluster.atoms) * len(cluster.atoms)
     found = [cluster.sizes()]
     dear = cluster.moved or len({*found[0].tolist()}) > 1
     steps = min(_COSTLY_LEVELS if dear else LEVELS, most)
@@ -44,25 +43,26 @@ def _every(chooser: Chooser, cluster: Cluster, most: int) -> np.ndarray:
     return np.stack(found)
 
 
-def _aligned(chooser: Chooser, cluster: Cluster, most: int, steps: Mapping[str, int]) -> np.ndarray:
+def _aligned(chooser: Chooser, cluster: Cluster, multiples: Multiples) -> np.ndarray:
     sizes = cluster.sizes()
     found = [sizes]
     if len(sizes) == 1:
-        step = steps[cluster.groups[0]]
+        step = step_of(multiples)
         below = np.arange((sizes[0] - 1) // step * step, 0, -step)
         wanted = below[
             np.unique(np.linspace(0, len(below) - 1, min(len(below), LEVELS)).astype(int))
         ]
         candidates = iter(wanted[wanted >= cluster.least, None])
     else:
-        most = min(_COSTLY_LEVELS, most)
-        solved = (nearest_aligned(cluster, sizes * (1 - i / most), steps) for i in range(most + 1))
+        most = min(_COSTLY_LEVELS, int(sizes.sum()))
+        ratios = np.linspace(0, 1, most + 1)
+        solved = (nearest_multiples(cluster, sizes * (1 - r), multiples) for r in ratios)
         candidates = (counts for counts in solved if counts is not None)
     for counts in candidates:
         fitting = chooser.settled(cluster, counts) if cluster.moved else counts
-        if fitting is None or not cluster.binds(fitting) or not aligned(cluster, fitting, steps):
+        if fitting is None or not cluster.binds(fitting):
             continue
-        if fitting.sum() < found[-1].sum():
+        if multiples.hold(cluster, fitting) and fitting.sum() < found[-1].sum():
             found.append(fitting)
     return np.stack(found)
 
