@@ -65,9 +65,7 @@ def couple(
         ConfigError: An entry of `exclude` matches nothing, or `heads` is neither.
     """
     if heads not in get_args(Heads):
-        raise ConfigError(
-            f"`heads` is one of {', '.join(map(repr, get_args(Heads)))}, got {heads!r}"
-        )
+        raise ConfigError(f"`heads` is {' or '.join(map(repr, get_args(Heads)))}, got {heads!r}")
     labels = propagate(graph, {name: value.shape for name, value in graph.values.items()}, heads)
     _exclude(labels, exclude)
     if graph.recorded:

@@ -78,6 +78,9 @@ def keep_scales(
     )
 
 
+_ROOTS = ("scal", "factor", "norm", "sqrt", "temp")  # and not a dropout of 0.1 beside heads of 100
+
+
 def _with_roots(
     model: nn.Module, plan: Plan, products: list[Product], sizes: Resized
 ) -> dict[str, dict[str, int | float]]:
@@ -87,7 +90,7 @@ def _with_roots(
     for node, (queries, _) in products:
         old, new = values[queries.name].shape[-1], sizes.shapes[queries.name][-1]
         for name, number in vars(model.get_submodule(node.module)).items():
-            for power in (0.5, -0.5):
+            for power in (0.5, -0.5) if any(word in name.lower() for word in _ROOTS) else ():
                 if type(number) is float and math.isclose(number, old**power):
                     attributes.setdefault(node.module, {})[name] = float(new**power)
     return attributes
@@ -170,6 +173,8 @@ class _Factors:
         value = self.graph.values[ref.name]
         if value.kind != "activation":
             return ({value.source}, []) if value.kind == "parameter" else None
+        if 0 in value.shape:  # an empty cache, to which keys are appended
+            return set(), []
         node = self.makers[ref.name]
         for together in scaling.through(node) or []:
             found = [self.sources(other) for other in together]
