@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 import prunella
+from prunella.errors import NothingToPruneError
 from tests import oracle
 
 
@@ -64,3 +65,25 @@ def library_slots(
                     slot = (kind, (name, position // divide))
                     owner[slot] = (group.start + channel, bool(group.frozen))
     return owner
+
+
+def check_stays_or_is_right(model: nn.Module, image: torch.Tensor) -> None:
+    """Assert that the first layer's channels stay, with the operator named, or are cut rightly."""
+    try:
+        result = prunella.prune(model, image, ratio=0.5)
+    except NothingToPruneError:
+        groups = prunella.couple(prunella.trace(model, image))
+        axis = prunella.Axis("stem.0.weight", 0)
+        reasons = [r for g in groups.frozen if axis in g.axes for r in g.frozen]
+        assert reasons, "frozen without a reason"
+        assert all(r.reason and r.op for r in reasons)
+        assert not any("no rule" in r.reason for r in reasons if r.op.startswith("aten"))
+        return
+    if result.plan.marked:  # statistics over channels: what was certified, statistics included
+        assert result.certificate.error < 1e-12
+    elif result.form == "class":
+        oracle.check_pruned(model, result.plan, result.model, (image,), {})
+    else:
+        masked = oracle.masked(model, result.plan)
+        found = [oracle.outputs(m, (image,), {}) for m in (result.model, masked)]
+        assert oracle.difference(*found) < 1e-9

@@ -10,9 +10,9 @@ import torchvision
 from torch import Tensor
 
 import prunella
-from prunella.errors import NothingToPruneError
 from tests import oracle
 from tests.contracts.test_op_rules import CHANNELS, Expression, build
+from tests.coupling import check_stays_or_is_right
 
 
 def boxes(x: Tensor) -> Tensor:
@@ -256,21 +256,4 @@ def test_channels_are_cut_and_pruned_equals_masked(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(STAY))
 def test_channels_stay_with_the_operator_named_or_are_cut_rightly(name: str) -> None:
     model, image = build(STAY[name])
-    try:
-        result = prunella.prune(model, image, ratio=0.5)
-    except NothingToPruneError:
-        groups = prunella.couple(prunella.trace(model, image))
-        axis = prunella.Axis("stem.0.weight", 0)
-        reasons = [r for g in groups.frozen if axis in g.axes for r in g.frozen]
-        assert reasons, "frozen without a reason"
-        assert all(r.reason and r.op for r in reasons)
-        assert not any("no rule" in r.reason for r in reasons if r.op.startswith("aten"))
-    else:
-        found = [
-            oracle.outputs(m, (image,), {})
-            for m in (result.model, oracle.masked(model, result.plan))
-        ]
-        if result.plan.marked:  # statistics over channels: what was certified, statistics included
-            assert result.certificate.error < 1e-12
-        else:
-            assert oracle.difference(*found) < 1e-9
+    check_stays_or_is_right(model, image)

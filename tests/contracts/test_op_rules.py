@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import prunella
 from prunella.errors import NothingToPruneError
 from tests import oracle
+from tests.coupling import check_stays_or_is_right
 from tests.models import conv_norm, randomize
 
 Expression = Callable[[Tensor], Tensor]
@@ -180,19 +181,7 @@ def test_channels_are_cut_and_pruned_equals_masked(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(STAY))
 def test_channels_stay_with_the_operator_named_or_are_cut_rightly(name: str) -> None:
     model, image = build(STAY[name])
-    try:
-        result = prunella.prune(model, image, ratio=0.5)
-    except NothingToPruneError:
-        groups = prunella.couple(prunella.trace(model, image))
-        axis = prunella.Axis("stem.0.weight", 0)
-        reasons = [r for g in groups.frozen if axis in g.axes for r in g.frozen]
-        assert reasons, "frozen without a reason"
-        assert all(r.reason and r.op for r in reasons)
-    else:
-        if result.plan.marked:  # statistics over channels: what was certified, statistics included
-            assert result.certificate.error < 1e-12
-        else:
-            oracle.check_pruned(model, result.plan, result.model, (image,), {})
+    check_stays_or_is_right(model, image)
 
 
 def test_a_literal_number_of_channels_freezes_them_and_shows_the_line() -> None:
