@@ -265,3 +265,44 @@ def test_a_wrong_plan_is_found_where_hardly_a_signal_comes_through(
     unseen = compare(model, smaller, replace(wrong, example=None), (x,))
     assert unseen.holds, "the given weights show it, so the test shows nothing"
     assert compare(model, smaller, wrong, (x,)).error > 1e-4
+
+
+class Doubling(nn.Module):
+    """Doubles every difference in each step, on the way to chaos; with no steps it is calm."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.a, self.b, self.steps = nn.Linear(6, 600), nn.Linear(600, 5), steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.sigmoid(self.b(torch.tanh(self.a(x))))
+        for _ in range(self.steps):
+            x = 4 * x * (1 - x)
+        return x
+
+
+def test_a_model_that_makes_much_of_rounding_is_allowed_what_it_makes_of_it() -> None:
+    wild, calm = Doubling(27).double().eval(), Doubling(0).double().eval()
+    calm.load_state_dict(wild.state_dict())
+    x = TOKENS.double()
+    proof = prunella.prune(wild, x, ratio=0.5).certificate
+    assert proof.holds
+    assert 1e-9 < proof.error <= proof.tolerance <= 1e-6, "no rounding, so the test shows nothing"
+
+    result = prunella.prune(calm, x, ratio=0.5)
+    assert result.certificate.error < 1e-13
+    with torch.no_grad():  # a mistake that is as small, in a model that explains none
+        result.model.b.bias += 10 * proof.error
+    found = compare(calm, result.model, result.plan, (x,))
+    assert 1e-9 < found.error < 1e-6
+    assert (found.holds, found.tolerance) == (False, 1e-9)
+
+
+def test_a_mistake_in_such_a_model_is_found() -> None:
+    wild, x = Doubling(27).double().eval(), TOKENS.double()
+    result = prunella.prune(wild, x, ratio=0.5)
+    with torch.no_grad():
+        result.model.b.weight[0, 0] += 1e-6
+    found = compare(wild, result.model, result.plan, (x,))
+    assert not found.holds
+    assert found.tolerance <= 1e-6
