@@ -6,9 +6,10 @@ as nearly as possible what the dense model computes there:
 
     min over W, b:  |Y - X W - b|^2 + damping |W - W0|^2
 
-with `X` what the masked model reads (errors made before included, so they do not add up), `Y` what
-the dense model makes, `W0` the weights there are. At the end of a residual branch `Y` is moved by
-what the other branch is off, so that the sum is what it was.
+where `X` is what the masked model reads (errors made before included, so they do not add up), `Y`
+what the dense model makes, `W0` the weights there are. The damping is what serves best from one
+half of the data to the other. At the end of a residual branch `Y` is moved by what the other branch
+is off, so that the sum is what it was.
 
 Source: He, Zhang, Sun 2017, "Channel Pruning for Accelerating Very Deep Neural Networks", eq. 1 and
 section 3.3 (here every consumer of a cut group, closed form, damped towards what there is).
@@ -27,6 +28,7 @@ from prunella.marching import Lane, courses, lane
 from prunella.masking import check_digest
 from prunella.mixing import (
     Mixer,
+    Moments,
     input_of,
     mixers,
     no_moments,
@@ -42,9 +44,10 @@ from prunella.resizing import mask_from, resized
 from prunella.slicing import zero_removed
 from prunella.structure import tensors
 
-_ROWS = 16384  # at least so many rows for one fit, of all batches together
+_ROWS = 32768  # at least so many rows for one fit, of all batches together
 _PER_COLUMN = 4  # and so many for every column of the weight
 _WIDEST = 6144  # columns: beyond, a fit would take longer than it is worth
+_DAMPING = (1e-3, 3e-2, 1.0, 30.0)  # shares of the mean square of the inputs, to choose from
 
 
 def compensate(
@@ -52,7 +55,6 @@ def compensate(
     plan: Plan,
     data: Calibration,
     *,
-    damping: float = 1e-3,
     progress: Progress | None = None,
 ) -> nn.Module:
     """Return a copy of the model whose kept weights make up for the removed ones.
@@ -63,7 +65,6 @@ def compensate(
         model: The model the plan was made for; left untouched.
         plan: What to keep.
         data: Batches of inputs; a few hundred samples. No label is used.
-        damping: How strongly weights are held, as a share of the mean square of the inputs.
         progress: See `prunella.progress`.
 
     Raises:
@@ -78,7 +79,7 @@ def compensate(
             if masked[name].is_floating_point():
                 zero_removed(masked[name], kept)
         pairs, steps = _start(model, plan, data, dense, masked)
-        _march(pairs, steps, _Fitter(plan, dense, masked, damping), or_silent(progress))
+        _march(pairs, steps, _Fitter(plan, dense, masked), or_silent(progress))
     return repaired
 
 
@@ -135,9 +136,8 @@ class _Fitter:
         plan: Plan,
         dense: Mapping[str, Tensor],
         masked: Mapping[str, Tensor],
-        damping: float,
     ) -> None:
-        self.plan, self.dense, self.masked, self.damping = plan, dense, masked, damping
+        self.plan, self.dense, self.masked = plan, dense, masked
         self._generator = torch.Generator().manual_seed(0)
 
     def fit(
@@ -148,34 +148,17 @@ class _Fitter:
         beside = branch.beside if branch.beside in pairs[0].masked.values else None
         if not weight.is_floating_point() or not self._differs(mixer, beside, pairs):
             return
-        moments = None
         width = mixer.matrix(weight).shape[2]
-        most = max(max(_ROWS, _PER_COLUMN * width) // len(pairs), 1)
-        for pair, made in zip(pairs, wanted, strict=True):
-            chosen = sampled(mixer, made, most, self._generator)
-            x = pair.masked.values[_input(mixer, pair)]
-            read = rows_read(mixer, x, made, weight.shape[2:], chosen).float()
-            aim = rows_made(mixer, made, chosen).float()
-            if beside is not None:
-                off = pair.dense.values[beside] - pair.masked.values[beside]
-                aim = aim + rows_made(mixer, off, chosen).float() / branch.steady().reshape(
-                    mixer.parts, 1, -1
-                )
-            if width > _WIDEST:
-                read = read @ mixer.matrix(weight).float().mT  # then only the mean is corrected
-            moments = moments or no_moments(read, aim)
-            moments.add(read, aim)
-        assert moments is not None, "there is at least one batch"
-        shift = mixer.bias or branch.shift
-        x_mean, y_mean = moments.means()
-        if width > _WIDEST:
+        wide = width > _WIDEST
+        halves = self._moments(mixer, branch, beside, pairs, wanted)
+        moments = halves[0] + halves[1]
+        if wide:  # then only the mean is corrected
             fitted = mixer.matrix(weight)
-            constant = y_mean - x_mean
+            constant = (moments.y - moments.x) / moments.rows
         else:
             before = mixer.matrix(weight).to(moments.square.dtype)
-            square, cross = moments.centered(centre=shift is not None)
-            fitted = least_squares(square, cross, before, self.damping)
-            constant = y_mean - (fitted @ x_mean[:, :, None])[:, :, 0]
+            centre = mixer.bias is not None or branch.shift is not None
+            fitted, constant = fit_well(halves, before, centre=centre)
         weight.copy_(mixer.unmatrix(fitted.to(weight.dtype), weight.shape))
         self._zero(mixer.weight)
         if mixer.bias is not None:
@@ -186,6 +169,35 @@ class _Fitter:
             mean = self.masked[branch.shift]
             mean.copy_((self.dense[branch.shift] - constant.reshape(-1)).to(mean.dtype))
             self._zero(branch.shift)
+
+    def _moments(
+        self,
+        mixer: Mixer,
+        branch: Branch,
+        beside: str | None,
+        pairs: Sequence[_Pair],
+        wanted: Sequence[Tensor],
+    ) -> tuple[Moments, Moments]:
+        """Take the moments of what the masked model reads and of what it shall make."""
+        weight = self.masked[mixer.weight]
+        width = mixer.matrix(weight).shape[2]
+        most = max(max(_ROWS, _PER_COLUMN * width) // len(pairs), 2)
+        halves: list[Moments] = []
+        for pair, made in zip(pairs, wanted, strict=True):
+            x = pair.masked.values[_input(mixer, pair)]
+            for half, chosen in enumerate(sampled(mixer, made, most, self._generator)):
+                read = rows_read(mixer, x, made, weight.shape[2:], chosen).float()
+                aim = rows_made(mixer, made, chosen).float()
+                if beside is not None:
+                    off = pair.dense.values[beside] - pair.masked.values[beside]
+                    steady = branch.steady().reshape(mixer.parts, 1, -1)
+                    aim = aim + rows_made(mixer, off, chosen).float() / steady
+                if width > _WIDEST:
+                    read = read @ mixer.matrix(weight).float().mT
+                if half == len(halves):
+                    halves.append(no_moments(read, aim))
+                halves[half].add(read, aim)
+        return halves[0], halves[1]
 
     def _differs(self, mixer: Mixer, beside: str | None, pairs: Sequence[_Pair]) -> bool:
         return any(
@@ -202,6 +214,33 @@ class _Fitter:
 def _input(mixer: Mixer, pair: _Pair) -> str:
     # Inputs of the model are named by how each batch gives them.
     return input_of(pair.masked.course.nodes[mixer.index]).name
+
+
+def fit_well(
+    halves: tuple[Moments, Moments], before: Tensor, *, centre: bool
+) -> tuple[Tensor, Tensor]:
+    """Fit `y = W x + b`, held to the weights there were as much as serves best.
+
+    Args:
+        halves: Moments of two halves of the data: what is fitted to one is judged on the other.
+        before: The weights there were, `[parts, outs, ins]`.
+        centre: Whether there can be a constant.
+
+    Returns:
+        Weights, `[parts, outs, ins]`, and constants, `[parts, outs]`.
+    """
+
+    def fitted(moments: Moments, damping: float) -> tuple[Tensor, Tensor]:
+        weight = least_squares(*moments.centered(centre=centre), before, damping)
+        x, y = moments.means()
+        constant = y - (weight @ x[:, :, None])[:, :, 0]
+        return weight, constant if centre else torch.zeros_like(constant)
+
+    one, other = halves
+    if min(one.rows, other.rows) == 0:
+        return fitted(one + other, _DAMPING[-1])
+    best = min(_DAMPING, key=lambda damping: other.unexplained(*fitted(one, damping)))
+    return fitted(one + other, best)
 
 
 def least_squares(square: Tensor, cross: Tensor, before: Tensor, damping: float) -> Tensor:

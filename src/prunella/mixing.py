@@ -100,19 +100,31 @@ def _places(node: Node) -> tuple[Any, Any, Any, int] | None:
     return None
 
 
-def sampled(mixer: Mixer, made: Tensor, most: int, generator: torch.Generator) -> Tensor | None:
-    """Choose which of a node's rows to look at: numbers of rows, None for all."""
+def sampled(
+    mixer: Mixer, made: Tensor, most: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Choose which of a node's rows to look at: numbers of rows, of two halves of the batch.
+
+    What is fitted to one half is judged on the other: the rows of one sample are much alike, so
+    halves of the rows would not do.
+    """
     rows = made.numel() // _width(mixer, made)
-    if rows <= most:
-        return None
-    return torch.randint(rows, (most,), generator=generator).to(made.device)
+    middle = rows // 2
+    halves = []
+    for start, stop in ((0, middle), (middle, rows)):
+        if stop - start <= most // 2:
+            chosen = torch.arange(start, stop)
+        else:
+            chosen = torch.randint(start, stop, (most // 2,), generator=generator)
+        halves.append(chosen.to(made.device))
+    return halves[0], halves[1]
 
 
 def _width(mixer: Mixer, made: Tensor) -> int:
     return made.shape[1] if mixer.spatial else made.shape[-1]
 
 
-def rows_made(mixer: Mixer, made: Tensor, chosen: Tensor | None) -> Tensor:
+def rows_made(mixer: Mixer, made: Tensor, chosen: Tensor | None = None) -> Tensor:
     """Lay what a node made out as rows, `[parts, rows, outs]`."""
     wide = made.movedim(1, -1) if mixer.spatial else made
     rows = wide.reshape(-1, wide.shape[-1])
@@ -121,7 +133,7 @@ def rows_made(mixer: Mixer, made: Tensor, chosen: Tensor | None) -> Tensor:
 
 
 def rows_read(
-    mixer: Mixer, x: Tensor, made: Tensor, kernel: Sequence[int], chosen: Tensor | None
+    mixer: Mixer, x: Tensor, made: Tensor, kernel: Sequence[int], chosen: Tensor | None = None
 ) -> Tensor:
     """Lay what a node reads out as rows, `[parts, rows, ins * kernel]`.
 
@@ -173,13 +185,14 @@ class Moments:
     """Sums over rows, `x` read and `y` wanted: enough for least squares of any of its columns.
 
     `square` is `[parts, ins, ins]`, `cross` `[parts, ins, outs]`, sums of products; `x` and `y` are
-    plain sums.
+    plain sums, `power` is that of squares of `y`, `[parts]`.
     """
 
     square: Tensor
     cross: Tensor
     x: Tensor
     y: Tensor
+    power: Tensor
     rows: int
 
     def add(self, read: Tensor, wanted: Tensor) -> None:
@@ -189,7 +202,18 @@ class Moments:
         self.cross += (read.mT @ wanted).to(kind)
         self.x += read.sum(1, dtype=kind)
         self.y += wanted.sum(1, dtype=kind)
+        self.power += wanted.square().sum((1, 2), dtype=kind)
         self.rows += read.shape[1]
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(
+            self.square + other.square,
+            self.cross + other.cross,
+            self.x + other.x,
+            self.y + other.y,
+            self.power + other.power,
+            self.rows + other.rows,
+        )
 
     def means(self) -> tuple[Tensor, Tensor]:
         """Return the mean rows `x` and `y`, `[parts, ins]` and `[parts, outs]`."""
@@ -203,6 +227,20 @@ class Moments:
         x, y = self.means()
         return square - x[:, :, None] * x[:, None], cross - x[:, :, None] * y[:, None]
 
+    def unexplained(self, weight: Tensor, constant: Tensor) -> float:
+        """Return the mean square of `y - weight x - constant`, summed over outputs.
+
+        Args:
+            weight: `[parts, outs, ins]`.
+            constant: `[parts, outs]`.
+        """
+        x, y = self.means()
+        square, cross = self.square / self.rows, self.cross / self.rows
+        mean = (weight @ x[:, :, None])[:, :, 0]
+        total = (weight @ square * weight).sum() - 2 * (weight.mT * cross).sum()
+        total = total + (self.power / self.rows).sum()
+        return float(total + (constant * (constant + 2 * (mean - y))).sum())
+
 
 def no_moments(read: Tensor, wanted: Tensor) -> Moments:
     """Begin with no rows, for rows of these widths."""
@@ -215,6 +253,7 @@ def no_moments(read: Tensor, wanted: Tensor) -> Moments:
         zeros(parts, ins, outs, dtype=kind),
         zeros(parts, ins, dtype=kind),
         zeros(parts, outs, dtype=kind),
+        zeros(parts, dtype=kind),
         0,
     )
 

@@ -12,6 +12,7 @@ errors of all consumers of a group added up.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -29,15 +30,16 @@ from prunella.progress import Progress, or_silent
 from prunella.replaying import run_node
 from prunella.structure import tensors
 
-_ROWS = 16384
+_ROWS = 32768
 _PER_COLUMN = 4
 _WIDEST = 6144  # columns of a weight: beyond, its inverse takes longer than it is worth
+_DAMPING = (1e-3, 1e-2, 1e-1, 1.0)
 _AT_ONCE = 32  # channels go one by one until there are so many, then in so many steps to the half
 
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """What a weight reads in the dense model: moments of its rows.
+    """What a weight reads in the dense model: moments of its rows, by halves of the data.
 
     `shift` names the tensor that can make up for a constant: a bias, added, or the mean of the
     batch norm that follows, subtracted.
@@ -45,7 +47,23 @@ class Read:
 
     mixer: Mixer
     shift: str | None
-    moments: Moments
+    halves: tuple[Moments, Moments]
+
+    @cached_property
+    def moments(self) -> Moments:
+        """The moments of all rows."""
+        return self.halves[0] + self.halves[1]
+
+    @cached_property
+    def damping(self) -> float:
+        """What to add to the diagonal of the covariance, as a share of its mean.
+
+        The share that makes the other half of the data likeliest (as of a normal distribution).
+        With fewer samples than columns the covariance alone would say that most columns follow from
+        the others.
+        """
+        one, other = (half.centered()[0] for half in self.halves)
+        return min(_DAMPING, key=lambda share: _surprise(damped(one, share), other))
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +75,11 @@ class Reconstruction:
         errors: By group: the unexplained share of what its consumers make, summed over them, once
             so many channels are gone, `[channels + 1]`. A group that no weight reads is not in it.
         reads: The moments, by the name of the weight.
-        damping: Strength of the hold to the weights there are, see `least_squares`.
     """
 
     scores: Scores
     errors: Mapping[str, np.ndarray]
     reads: Mapping[str, Read]
-    damping: float
 
     @contextmanager
     def cut(
@@ -93,7 +109,7 @@ class Reconstruction:
         for name, channels in removed.items():
             for axis, gone in _columns(groups[name], channels, self.reads):
                 read = self.reads[axis.tensor]
-                weight, constant = _refit(read, gone, found[axis.tensor], self.damping)
+                weight, constant = _refit(read, gone, found[axis.tensor])
                 values[axis.tensor] = weight
                 if read.shift is not None:
                     sign = 1 if read.shift == read.mixer.bias else -1
@@ -107,7 +123,6 @@ def reconstruct(
     scores: Scores,
     data: Calibration,
     *,
-    damping: float = 1e-3,
     progress: Progress | None = None,
 ) -> Reconstruction:
     """Find the order in which the channels of every group can go.
@@ -117,7 +132,6 @@ def reconstruct(
         groups: Its groups.
         scores: Scores for groups that no weight reads.
         data: Batches of inputs, a few hundred samples; no label is used.
-        damping: See `least_squares`.
         progress: See `prunella.progress`.
 
     Raises:
@@ -130,14 +144,14 @@ def reconstruct(
     inverses: dict[str, Tensor] = {}
     with or_silent(progress)("rank", len(groups)) as advance, torch.no_grad():
         for group in groups:
-            readers = _readers(group, groups, reads, found, damping, inverses)
+            readers = _readers(group, groups, reads, found, inverses)
             if readers:
                 order, error = _eliminate(group.channels, readers)
                 ranks = np.empty(group.channels)
                 ranks[order] = np.arange(group.channels)
                 values[group.name], errors[group.name] = ranks, error
             advance(1)
-    return Reconstruction(Scores("reconstruction", values), errors, reads, damping)
+    return Reconstruction(Scores("reconstruction", values), errors, reads)
 
 
 def observe(model: nn.Module, data: Calibration, progress: Progress) -> dict[str, Read]:
@@ -156,12 +170,13 @@ def observe(model: nn.Module, data: Calibration, progress: Progress) -> dict[str
                 mixer = mixing.get(index)
                 if mixer is not None and _worth_it(mixer, named[mixer.weight]):
                     x = at.values[input_of(course.nodes[index]).name]
-                    read = _rows(mixer, x, made[0], named[mixer.weight], len(pairs), generator)
-                    nothing = read.new_zeros(*read.shape[:2], 0)
+                    rows = _rows(mixer, x, made[0], named[mixer.weight], len(pairs), generator)
                     if mixer.weight not in found:
+                        one, other = (no_moments(read, nothing) for read, nothing in rows)
                         shift = mixer.bias or ends[index].shift
-                        found[mixer.weight] = Read(mixer, shift, no_moments(read, nothing))
-                    found[mixer.weight].moments.add(read, nothing)
+                        found[mixer.weight] = Read(mixer, shift, (one, other))
+                    for half, (read, nothing) in zip(found[mixer.weight].halves, rows, strict=True):
+                        half.add(read, nothing)
                 at.take(index, made)
             advance(1)
     return found
@@ -181,11 +196,15 @@ def _rows(
     weight: Tensor,
     batches: int,
     generator: torch.Generator,
-) -> Tensor:
+) -> list[tuple[Tensor, Tensor]]:
+    """Return what is read, by halves of the batch, each with no columns of what is made."""
     width = mixer.matrix(weight).shape[2]
-    most = max(max(_ROWS, _PER_COLUMN * width) // batches, 1)
-    chosen = sampled(mixer, made, most, generator)
-    return rows_read(mixer, x, made, weight.shape[2:], chosen).float()
+    most = max(max(_ROWS, _PER_COLUMN * width) // batches, 2)
+    halves = [
+        rows_read(mixer, x, made, weight.shape[2:], chosen).float()
+        for chosen in sampled(mixer, made, most, generator)
+    ]
+    return [(read, read.new_zeros(*read.shape[:2], 0)) for read in halves]
 
 
 @dataclass(eq=False)
@@ -230,7 +249,6 @@ def _readers(
     groups: Groups,
     reads: Mapping[str, Read],
     found: Mapping[str, Tensor],
-    damping: float,
     inverses: dict[str, Tensor],
 ) -> list[_Reader]:
     readers = []
@@ -241,7 +259,7 @@ def _readers(
         mixer, weight = read.mixer, found[axis.tensor]
         square, _ = read.moments.centered()
         if axis.tensor not in inverses:
-            inverses[axis.tensor] = _inverse(square, damping)
+            inverses[axis.tensor] = torch.linalg.inv(damped(square, read.damping))
         kernel = weight[0, 0].numel() if mixer.spatial else 1
         matrix = mixer.matrix(weight).to(square.dtype)
         makes = torch.einsum("poi,pij,poj->", matrix, square, matrix).clamp_min(1e-30)
@@ -264,11 +282,21 @@ def _readers(
     return readers
 
 
-def _inverse(square: Tensor, damping: float) -> Tensor:
-    hold = damping * square.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
+def damped(square: Tensor, share: float) -> Tensor:
+    """Add a share of the mean of the diagonal to the diagonal, `[parts, ins, ins]`."""
+    hold = share * square.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
     eye = torch.eye(square.shape[1], dtype=square.dtype, device=square.device)
-    inverse: Tensor = torch.linalg.inv(square + hold[:, None, None] * eye)
-    return inverse
+    return square + hold[:, None, None] * eye
+
+
+def _surprise(guess: Tensor, found: Tensor) -> float:
+    """Return how unlikely a covariance is, up to a constant, where another was guessed."""
+    factor, failed = torch.linalg.cholesky_ex(guess)
+    if bool(failed.any()):
+        return float("inf")
+    volume = 2 * factor.diagonal(dim1=1, dim2=2).log().sum()
+    ratio = torch.cholesky_solve(found, factor).diagonal(dim1=1, dim2=2).sum()
+    return float(volume + ratio)
 
 
 def _eliminate(channels: int, readers: Sequence[_Reader]) -> tuple[np.ndarray, np.ndarray]:
@@ -312,7 +340,7 @@ def _columns(
             yield axis, positions[list(channels)].reshape(-1)
 
 
-def _refit(read: Read, gone: np.ndarray, weight: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+def _refit(read: Read, gone: np.ndarray, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Fit a weight without some positions to make what it made.
 
     Returns:
@@ -329,6 +357,6 @@ def _refit(read: Read, gone: np.ndarray, weight: Tensor, damping: float) -> tupl
     here = here.repeat_interleave(kernel, 1)
     left = square * here[:, :, None] * here[:, None, :]
     cross = here[:, :, None] * (square @ before.mT)
-    fitted = least_squares(left, cross, before, damping) * here[:, None, :]
+    fitted = least_squares(left, cross, before, read.damping) * here[:, None, :]
     constant = ((before - fitted) @ mean[:, :, None]).reshape(-1)
     return mixer.unmatrix(fitted, weight.shape).to(weight.dtype), constant.to(weight.dtype)

