@@ -58,6 +58,25 @@ def calibration(data: Data, inputs: int = 1, device: torch.device | str = "cpu")
     return Calibration(batches)
 
 
+def thinned(data: Calibration, samples: int) -> Calibration:
+    """Return some of the batches, evenly spread, so that about so many samples remain.
+
+    A sample is a row of the largest tensor of a batch.
+    """
+    sizes = [_samples(batch) for batch in data.batches]
+    step = max(sum(sizes) // samples, 1)
+    loss = data.loss
+    return Calibration(
+        data.batches[::step],
+        None if loss is None else lambda outputs, index: loss(outputs, index * step),
+    )
+
+
+def _samples(batch: Arguments) -> int:
+    found = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()]
+    return max(found, key=Tensor.numel).shape[0] if found else 1
+
+
 def _arguments(batch: Any, inputs: int, device: torch.device | str) -> Arguments:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}

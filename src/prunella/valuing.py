@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from prunella.calibration import Calibration
+from prunella.calibration import Calibration, thinned
 from prunella.divergence import divergence_from
 from prunella.plan import Groups
 from prunella.progress import Progress, or_silent
@@ -13,6 +13,9 @@ from prunella.reconstructing import Reconstruction
 from prunella.sensitivity import Sensitivity, analyze, removed
 
 RATIOS = (0.25, 0.5, 0.75)
+
+_SAMPLES = 512
+"""Enough to tell what groups are worth: every group is measured several times."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +74,11 @@ def value(
         model: The dense model.
         groups: Its groups.
         found: In which order channels can go.
-        data: Batches of inputs, a few hundred samples.
+        data: Batches of inputs; of more than a few hundred samples, some batches are judged on.
         ratios: Where the damage of every group is measured.
         progress: See `prunella.progress`.
     """
-    judge = divergence_from(model, data)
+    judge = divergence_from(model, thinned(data, _SAMPLES))
     with or_silent(progress)("measure", len(groups) * len(ratios) + 1) as advance:
         sensitivity = analyze(
             model,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import prunella
-from prunella.calibration import calibration
+from prunella.calibration import Calibration, calibration, thinned
 from prunella.compensating import compensate, least_squares
 from prunella.divergence import divergence
 from prunella.errors import ConfigError, TraceError
@@ -293,3 +293,12 @@ def test_divergence():
     three = torch.randn(2, 3, 4)
     share = (0.1 * torch.ones(2, 3, 4)).square().mean() / three.var()
     assert float(divergence([three + 0.1], [three])) == pytest.approx(float(share), rel=1e-4)
+
+
+def test_thinned_data_keep_batches_and_their_losses():
+    batches = calibration([images(8, seed) for seed in range(10)]).batches
+    data = Calibration(batches, lambda outputs, index: outputs * index)
+    few = thinned(data, 32)
+    assert [id(batch) for batch in few.batches] == [id(batch) for batch in batches[::2]]
+    assert few.loss(torch.tensor(1.0), 3) == 6
+    assert len(thinned(data, 1000).batches) == 10
