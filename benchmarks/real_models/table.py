@@ -42,8 +42,8 @@ def page(rows: list[Row]) -> str:
         "",
         "*seconds*: pruning, all that is measured or bisected for it included, beside other work "
         "on the machine; without the test. *drop* is in points; the first metric named is the "
-        "row's, further ones are in the JSON file. On 500 pictures one picture is 0.2 points and the "
-        "standard error of a top-1 about 2; on 1000 it is 0.1 and 1.5.",
+        "row's, further ones are in the JSON file. On 500 pictures one picture is 0.2 points and "
+        "the standard error of a top-1 about 2; on 1000 it is 0.1 and 1.5.",
     ]
     for model in dict.fromkeys(row["model"] for row in rows):
         lines += ["", *_section(model, [row for row in rows if row["model"] == model])]

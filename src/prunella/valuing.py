@@ -6,6 +6,7 @@ import numpy as np
 from torch import nn
 
 from prunella.calibration import Calibration, thinned
+from prunella.costs.predicted import predict
 from prunella.divergence import divergence_from
 from prunella.plan import Groups
 from prunella.progress import Progress, or_silent
@@ -14,8 +15,10 @@ from prunella.sensitivity import Sensitivity, analyze, removed
 
 RATIOS = (0.25, 0.5, 0.75)
 
-_SAMPLES = 512
-"""Enough to tell what groups are worth: every group is measured several times."""
+_WORK = 5e12
+"""Multiply-accumulates to spend on measuring, minutes of a processor, within these bounds:"""
+
+_FEWEST, _MOST = 64, 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +81,9 @@ def value(
         ratios: Where the damage of every group is measured.
         progress: See `prunella.progress`.
     """
-    judge = divergence_from(model, thinned(data, _SAMPLES))
+    whole = predict(groups, np.ones(groups.channels, dtype=bool)).macs
+    samples = _WORK / max(whole * len(groups) * len(ratios), 1)
+    judge = divergence_from(model, thinned(data, int(min(max(samples, _FEWEST), _MOST))))
     with or_silent(progress)("measure", len(groups) * len(ratios) + 1) as advance:
         sensitivity = analyze(
             model,
