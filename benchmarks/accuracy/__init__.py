@@ -24,7 +24,8 @@ Protocol, the same for every method:
   {screen} of the calibration images with their labels; at each point, those within {margin} points
   of its best there are tested, and its best *on test* among them counts. That one alone is repeated
   with the other seeds. A row that depends on no data is computed once.
-- *bn*: every batch norm's statistics are computed anew on the calibration images after pruning.
+- *bn*: every batch norm's statistics are computed anew after pruning, on the calibration images,
+  shifted and flipped as in training (as they are, they cost even the dense network points).
   Torch-Pruning does not do that by itself; it is the fairer peer.
 
 Torch-Pruning 1.6.1 is driven as its own CIFAR recipe does (`reproduce/main.py`): the ratio rises in

@@ -15,7 +15,7 @@ def methods() -> list[Method]:
     """List what a user gets without and with data."""
     return [
         Method(TOOL, "no data", by_default),
-        Method(TOOL, "calibration", calibrated, "images", seeded=True),
+        Method(TOOL, "calibration", calibrated, "images", seeded=True, recalibrates=False),
     ]
 
 

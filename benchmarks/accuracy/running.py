@@ -33,7 +33,7 @@ def measure(case: Case, method: Method, points: dict[Point, bool]) -> Iterator[R
                 continue
             tested = points[removed, bn]
             images = case.images if tested else case.images[:SCREEN]
-            found = recalibrated(model, images) if bn else model
+            found = recalibrated(model, images, case.seed) if bn else model
             row: Row = {
                 "network": case.network,
                 "tool": method.tool,

@@ -11,7 +11,8 @@ from torch import nn
 
 import prunella
 from benchmarks.accuracy import page, reference, rows, running
-from benchmarks.accuracy.case import Case, Method, accuracy, recalibrated
+from benchmarks.accuracy.case import Case, Method, accuracy, augmented, recalibrated
+from prunella.tasks.cifar10 import MEAN, STD
 
 
 def row(setting, removed, seed=0, **found):
@@ -82,12 +83,22 @@ def test_the_rule_meets_every_budget(case, tmp_path, monkeypatch):
 def test_accuracy_and_recalibration_leave_the_model_alone(case):
     before = {name: value.clone() for name, value in case.dense.state_dict().items()}
     assert accuracy(case.dense, case.images, case.labels, bf16=False) == 100
-    fresh = recalibrated(case.dense, case.images)
+    fresh = recalibrated(case.dense, case.images, seed=1)
     for name, value in case.dense.state_dict().items():
         assert torch.equal(value, before[name])
-    inputs = case.dense[0](case.images).detach()
-    torch.testing.assert_close(fresh[1].running_mean, inputs.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    wanted = case.dense[0](augmented(case.images, 1)).detach().mean((0, 2, 3))
+    torch.testing.assert_close(fresh[1].running_mean, wanted, rtol=1e-4, atol=1e-5)
     assert not fresh.training
+
+
+def test_augmented_images_are_shifted_over_black_and_flipped():
+    black = (0 - torch.tensor(MEAN)) / torch.tensor(STD)
+    images = black.view(1, 3, 1, 1).repeat(64, 1, 8, 8)
+    torch.testing.assert_close(augmented(images, 0), images)
+    images[:, :, 4, 3] = 5.0
+    rows, columns = (augmented(images, 0)[:, 0] > 4).nonzero()[:, 1:].unbind(1)
+    assert set(rows.tolist()) == set(range(8)), "4 up to 4 down, the last out of sight"
+    assert set(columns.tolist()) == set(range(8))
 
 
 def test_settings_are_screened_before_the_near_ones_are_tested():
