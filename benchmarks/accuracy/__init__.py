@@ -28,6 +28,9 @@ Protocol, the same for every method:
   shifted and flipped as in training (as they are, they cost even the dense network points).
   Torch-Pruning does not do that by itself; it is the fairer peer.
 
+Prunella is called once a budget, all at its defaults: `prunella.prune(model, example, macs=...)`,
+and with `calibration=batches`, which sees no label.
+
 Torch-Pruning 1.6.1 is driven as its own CIFAR recipe does (`reproduce/main.py`): the ratio rises in
 400 steps to 1, importance is computed anew at each, no rounding, classifier ignored, until the
 budget is met. We stop after the group of channels that meets it instead of after the step, which
