@@ -160,6 +160,8 @@ def _follow_shapes(module: nn.Module) -> None:
     elif isinstance(module, _NormBase):
         sized = module.weight if module.weight is not None else module.running_mean
         module.num_features = module.num_features if sized is None else len(sized)
+    elif isinstance(module, nn.MultiheadAttention):
+        module.head_dim = module.embed_dim // module.num_heads
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
     elif isinstance(module, nn.RNNBase):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import prunella
 from prunella.errors import NothingToPruneError
+from prunella.plan import Heads
 from prunella.pruning import choose_form
 from prunella.transforming import transform_and_prove
 from tests import oracle
@@ -17,7 +18,7 @@ from tests.property import sequences
 from tests.property.laws import budgets, costs, made, partition, targets, written_down
 from tests.property.sequences import Attention, Description, build, describe, ids
 
-NETWORKS = 60
+NETWORKS = 72
 CHUNKS = 4
 
 
@@ -28,11 +29,12 @@ def check(description: Description) -> set[str]:
     before = oracle.state(model)
     graph = prunella.trace(model, tokens)
     rewrite = seed % 20 == 4  # which takes several captures
-    groups = choose_form(graph, form="graph" if rewrite else "auto")
+    heads: Heads = "inside" if seed % 5 in (1, 3) else "whole"
+    groups = choose_form(graph, (), "graph" if rewrite else "auto", heads)
     partition(model, groups)
     if not len(groups):
         with pytest.raises(NothingToPruneError, match="every group is frozen"):
-            prunella.prune(model, tokens, ratio=0.5)
+            prunella.prune(model, tokens, ratio=0.5, heads=heads)
         return set()
     scores = prunella.score(model, groups, "random" if seed % 3 else "magnitude")
     cut: set[str] = set()
@@ -41,7 +43,10 @@ def check(description: Description) -> set[str]:
         if plan is None:
             continue
         pruned, _ = transform_and_prove(model, plan, (tokens,), {}, groups)
-        slices(model, plan, pruned)
+        scaled = prunella.plan_of(pruned)
+        assert scaled is not None
+        slices(model, scaled, pruned)
+        written_down(groups, scaled)
         error = oracle.difference(
             oracle.outputs(pruned, (tokens,), {}),
             oracle.outputs(reference(model, plan), (tokens,), {}),
@@ -68,6 +73,9 @@ def slices(model: nn.Module, plan: prunella.Plan, pruned: nn.Module) -> None:
         wanted = dense[name].detach()
         if name in plan.kept:
             wanted = oracle.sliced(wanted, plan.kept[name])
+        for dim, factors in (plan.factors or {}).get(name, {}).items():
+            assert 0.5 <= min(factors) <= max(factors) <= 1, "shorter heads would be scaled up"
+            wanted = (wanted.movedim(dim, -1) * wanted.new_tensor(factors)).movedim(-1, dim)
         assert torch.equal(tensor.detach(), wanted), f"{name} is not the slice of the original"
 
 

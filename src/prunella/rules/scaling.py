@@ -16,7 +16,8 @@ _PRODUCTS = frozenset("matmul bmm baddbmm einsum".split())
 _TIMES, _OVER = frozenset(("mul", "multiply")), frozenset(("div", "divide", "true_divide"))
 _PASS = frozenset(
     """
-    view reshape _unsafe_view flatten unflatten squeeze unsqueeze expand permute transpose t mT
+    view view_as reshape reshape_as _unsafe_view flatten unflatten squeeze unsqueeze expand
+    expand_as broadcast_to repeat tile permute transpose swapaxes t mT detach_ lift_fresh_copy
     movedim slice select unbind chunk split split_with_sizes narrow clone contiguous detach alias
     to _to_copy dropout roll neg flip repeat_interleave numpy_T index
     """.split()
