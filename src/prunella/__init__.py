@@ -5,9 +5,11 @@ import typing as _typing
 
 if _typing.TYPE_CHECKING:
     from prunella.allocating import allocate as allocate
+    from prunella.calibration import Calibration as Calibration
     from prunella.carrying import plan_of as plan_of
     from prunella.certifying import Certificate as Certificate
     from prunella.certifying import certify as certify
+    from prunella.compensating import compensate as compensate
     from prunella.costs import count_macs as count_macs
     from prunella.costs import count_params as count_params
     from prunella.coupling import couple as couple
@@ -25,6 +27,7 @@ if _typing.TYPE_CHECKING:
     from prunella.plan import Scores as Scores
     from prunella.pruning import PruneResult as PruneResult
     from prunella.pruning import prune as prune
+    from prunella.reconstructing import reconstruct as reconstruct
     from prunella.scoring import score as score
     from prunella.sensitivity import Sensitivity as Sensitivity
     from prunella.sensitivity import analyze as analyze
@@ -33,6 +36,7 @@ if _typing.TYPE_CHECKING:
     from prunella.storing import save as save
     from prunella.tracing import trace as trace
     from prunella.transforming import transform as transform
+    from prunella.valuing import value as value
 
 # Where each name is. They are looked up when first asked for: torch takes seconds to import, which
 # `prunella --help` need not wait for.
@@ -40,6 +44,7 @@ _HOMES = {
     "CRITERIA": "criteria",
     "Axis": "plan",
     "Budget": "plan",
+    "Calibration": "calibration",
     "Certificate": "certifying",
     "Criterion": "criteria",
     "Frozen": "plan",
@@ -54,6 +59,7 @@ _HOMES = {
     "allocate": "allocating",
     "analyze": "sensitivity",
     "certify": "certifying",
+    "compensate": "compensating",
     "count_macs": "costs",
     "count_params": "costs",
     "couple": "coupling",
@@ -62,16 +68,19 @@ _HOMES = {
     "mask": "masking",
     "plan_of": "carrying",
     "prune": "pruning",
+    "reconstruct": "reconstructing",
     "save": "storing",
     "score": "scoring",
     "trace": "tracing",
     "transform": "transforming",
+    "value": "valuing",
 }
 
 __all__ = [
     "CRITERIA",
     "Axis",
     "Budget",
+    "Calibration",
     "Certificate",
     "Criterion",
     "Frozen",
@@ -86,6 +95,7 @@ __all__ = [
     "allocate",
     "analyze",
     "certify",
+    "compensate",
     "count_macs",
     "count_params",
     "couple",
@@ -94,10 +104,12 @@ __all__ = [
     "mask",
     "plan_of",
     "prune",
+    "reconstruct",
     "save",
     "score",
     "trace",
     "transform",
+    "value",
 ]
 
 
