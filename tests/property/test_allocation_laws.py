@@ -1,14 +1,18 @@
 """The laws of allocation, on random networks with random damage."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 import prunella
 from prunella.allocating import Allocation, Damage, allocate_and_bound
+from prunella.costs import predict
 from prunella.errors import BudgetError
+from prunella.planning import mask_of
 from tests.property.networks import build, describe, images
 
-NETWORKS = 16
+NETWORKS = 12
 SHARES = (0.9, 0.8, 0.72, 0.65, 0.6, 0.5, 0.42, 0.35, 0.3, 0.2)
 _CLOSE = 1e-4
 
@@ -51,34 +55,31 @@ def test_budgets_are_kept_and_used_and_a_smaller_one_never_does_better(seed: int
         assert macs == sorted(macs, reverse=True)
         if curves is not None:
             lost = [one.damage or 0.0 for _, one in found]
-            assert all(a <= b * (1 + _CLOSE) for a, b in zip(lost, lost[1:], strict=False))
+            assert all(a <= b * (1 + _CLOSE) for a, b in pairwise(lost))
             assert all(one.gap is not None and one.gap < 1e-3 for _, one in found)
         for limit, one in found:
             if one.plan.after.macs < 0.99 * limit:
-                nothing_fits_between(groups, scores, one.plan, limit)
+                nothing_fits_between(groups, one.plan, limit)
 
 
-def nothing_fits_between(
-    groups: prunella.Groups, scores: prunella.Scores, plan: prunella.Plan, limit: int
-) -> None:
+def nothing_fits_between(groups: prunella.Groups, plan: prunella.Plan, limit: int) -> None:
     """Where a budget is not used up, no group could keep one channel more."""
-    ratios = {name: 1 - len(kept) / plan.sizes[name] for name, kept in plan.channels.items()}
     for group in groups:
-        kept = len(plan.channels[group.name])
-        if kept < group.channels and plan_alone(groups, group.name):
-            more = {**ratios, group.name: 1 - (kept + 1) / group.channels}
-            other = prunella.allocate(groups, scores, more)
-            assert other.after.macs > limit or len(other.channels[group.name]) != kept + 1
+        gone = sorted(set(range(group.channels)) - set(plan.channels[group.name]))
+        if gone and on_its_own(groups, group.name):
+            mask = mask_of(groups, plan.channels)
+            mask[group.start + gone[0]] = True
+            assert predict(groups, mask).macs > limit
 
 
-def plan_alone(groups: prunella.Groups, name: str) -> bool:
+def on_its_own(groups: prunella.Groups, name: str) -> bool:
     """Say whether a group's count is bound to nothing."""
     group = groups[name]
     numbers = set(range(group.start, group.start + group.channels))
     return not any(numbers & set(block.rows.reshape(-1).tolist()) for block in groups.blocks)
 
 
-@pytest.mark.parametrize("seed", range(NETWORKS, NETWORKS + 8))
+@pytest.mark.parametrize("seed", range(NETWORKS, NETWORKS + 6))
 def test_several_budgets_hold_together(seed: int) -> None:
     groups, scores, damage = setting(seed)
     if not len(groups):
@@ -89,8 +90,7 @@ def test_several_budgets_hold_together(seed: int) -> None:
         budget = prunella.Budget(**{name: factor * share for name, share in shares.items()})
         try:
             found = allocate_and_bound(groups, scores, budget, damage)
-        except BudgetError as error:
-            assert error.reachable > 0
+        except BudgetError:
             break
         for name, limit in budget.resolve(found.plan.before).items():
             assert getattr(found.plan.after, name) <= limit

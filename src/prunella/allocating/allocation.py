@@ -6,25 +6,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from prunella.allocating.bill import Bill
 from prunella.allocating.choosing import Chooser
-from prunella.allocating.levels import Damage, curve, excess, ladder
+from prunella.allocating.fitting import USED, Fitted, Room, costs_of, fit, reachable
+from prunella.allocating.levels import Damage, ladder
 from prunella.allocating.multiples import MultipleOf, Multiples, multiples
-from prunella.allocating.problem import Problem
-from prunella.allocating.solving import solve
-from prunella.allocating.steps import evenly, spend
 from prunella.costs.ladders import Ladder
-from prunella.costs.memory import Peak, peak
-from prunella.costs.predicted import predict
+from prunella.costs.memory import peak
 from prunella.counting import Cluster
-from prunella.errors import BudgetError, ConfigError
-from prunella.plan import Budget, Costs, Groups, Plan, Scores, nearest
+from prunella.errors import ConfigError
+from prunella.plan import Budget, Groups, Plan, Scores, nearest
 from prunella.planning import make_plan, nothing_to_prune
 
 MaxRatio = float | Mapping[str, float]
 """The largest ratio of all groups, or one by group name; groups not named may lose anything."""
-
-_PRICE = 100.0  # of a whole group beyond its largest ratio, in units of all damage there is
 
 _NAMED = 5
 
@@ -109,7 +103,7 @@ def allocate_and_bound(
     chooser = Chooser(groups, scores)
     of = multiples(groups, chooser.clusters, multiple_of)
     if isinstance(target, Budget):
-        return _Fit(chooser, of, target, _most(groups, max_ratio)).allocation(damage)
+        return _under(chooser, of, target, _most(groups, max_ratio), damage)
     ratios = _ratios(groups, target)
     counts = [
         _nearest(chooser, cluster, ratios, asked)
@@ -163,108 +157,51 @@ def _nearest(
     return np.asarray(levels[np.abs(levels - counts).sum(1).argmin()])
 
 
-@dataclass(frozen=True, eq=False)
-class _Fit:
-    """One budget to keep."""
-
-    chooser: Chooser
-    multiples: Sequence[Multiples]
-    budget: Budget
-    most: Mapping[str, float]
-
-    def allocation(self, damage: Damage | None) -> Allocation:
-        chooser, groups = self.chooser, self.chooser.groups
-        memory = peak(chooser.layout.flow) if self.budget.activation_bytes is not None else None
-        dense = _costs(groups, np.ones(groups.channels, dtype=bool), memory)
-        limits = self.budget.resolve(dense)
-        ladders = [
-            ladder(chooser, cluster, asked)
-            for cluster, asked in zip(chooser.clusters, self.multiples, strict=True)
-        ]
-        self._name_whole(ladders)
-        over = self._excess(ladders)
-        spared = [
-            Ladder(found.atoms, found.counts[much == 0])
-            for found, much in zip(ladders, over, strict=True)
-        ]
-        if not self._short(spared, limits, memory):
-            ladders, over = spared, self._excess(spared)
-        elif short := self._short(ladders, limits, memory):
-            raise self._unreachable(short, limits, dense)
-        bill = Bill(groups, ladders, limits, memory)
-        shares = [1 - found.counts.sum(1) / found.counts[0].sum() for found in ladders]
-        at: Sequence[int] = [0] * len(ladders)
-        if damage is None:
-            if len(bill.limits):
-                at = spend(bill, len(ladders), evenly(shares, over))
-            return Allocation(self._plan(ladders, at, dense, memory))
-        curves = [
-            curve(c, found.counts, damage)
-            for c, found in zip(chooser.clusters, ladders, strict=True)
-        ]
-        price = _PRICE * (1 + sum(float(np.abs(found).max()) for found in curves))
-        priced = [found + price * much for found, much in zip(curves, over, strict=True)]
-        lost = 0.0
-        if len(bill.limits):
-            problem = Problem(priced, shares, bill)
-            solution = solve(problem)
-            at, lost = solution.state, max(0.0, problem.loss(solution.state) - solution.bound)
-        done = float(sum(found[i] for found, i in zip(curves, at, strict=True)))
-        return Allocation(self._plan(ladders, at, dense, memory), done, done - lost)
-
-    def _name_whole(self, ladders: Sequence[Ladder]) -> None:
-        """Name the groups that stay because nothing below all of them is a multiple."""
-        clusters = self.chooser.clusters
-        names = [
-            f"{atom.group} ({len(found.atoms[i])} channels)"
-            for c, asked, found in zip(clusters, self.multiples, ladders, strict=True)
-            for i, atom in enumerate(c.atoms)
-            if len(asked.of) and len(found) == 1
-        ]
-        if names:
-            more = ", ..." if len(names) > _NAMED else ""
-            log.warning(
-                "multiple_of leaves no choice but all channels to %s%s",
-                ", ".join(names[:_NAMED]),
-                more,
-            )
-
-    def _excess(self, ladders: Sequence[Ladder]) -> list[np.ndarray]:
-        clusters = self.chooser.clusters
-        return [
-            excess(c, found.counts, self.most) for c, found in zip(clusters, ladders, strict=True)
-        ]
-
-    def _short(
-        self, ladders: Sequence[Ladder], limits: Mapping[str, int], memory: Peak | None
-    ) -> dict[str, int]:
-        """Return what the least of all levels costs where that is above a limit."""
-        mask = self.chooser.mask([found.counts[-1] for found in ladders])
-        smallest = _costs(self.chooser.groups, mask, memory)
-        return {n: getattr(smallest, n) for n in limits if getattr(smallest, n) > limits[n]}
-
-    def _unreachable(
-        self, short: Mapping[str, int], limits: Mapping[str, int], dense: Costs
-    ) -> BudgetError:
-        name, least = next(iter(short.items()))
-        whole = getattr(dense, name)
-        return BudgetError(
-            f"no plan leaves at most {limits[name]:,} {name} of {whole:,}: the smallest "
-            f"possible leaves {least:,} ({least / whole:.1%}). Raise the budget, or exclude less",
-            reachable=least,
-        )
-
-    def _plan(
-        self, ladders: Sequence[Ladder], at: Sequence[int], dense: Costs, memory: Peak | None
-    ) -> Plan:
-        chooser = self.chooser
-        mask = chooser.mask([found.counts[i] for found, i in zip(ladders, at, strict=True)])
-        plan = make_plan(chooser.groups, mask, chooser.layout)
-        return replace(plan, before=dense, after=_costs(chooser.groups, mask, memory))
+def _under(
+    chooser: Chooser,
+    of: Sequence[Multiples],
+    budget: Budget,
+    most: Mapping[str, float],
+    damage: Damage | None,
+) -> Allocation:
+    """Keep a budget."""
+    groups = chooser.groups
+    memory = peak(chooser.layout.flow) if budget.activation_bytes is not None else None
+    dense = costs_of(groups, np.ones(groups.channels, dtype=bool), memory)
+    room = Room(chooser, budget.resolve(dense), memory, most, of)
+    ladders = [ladder(chooser, c, asked) for c, asked in zip(chooser.clusters, of, strict=True)]
+    _name_whole(chooser.clusters, of, ladders)
+    fitted = fit(room, reachable(room, ladders, dense), damage)
+    mask = chooser.mask(fitted.counts)
+    plan = make_plan(groups, mask, chooser.layout)
+    plan = replace(plan, before=dense, after=costs_of(groups, mask, memory))
+    _report(room, plan, fitted)
+    return Allocation(plan, fitted.damage, fitted.bound)
 
 
-def _costs(groups: Groups, mask: np.ndarray, memory: Peak | None) -> Costs:
-    costs = predict(groups, mask)
-    if memory is None:
-        return costs
-    return replace(costs, activation_bytes=memory.evaluate(mask) // groups.graph.samples)
+def _name_whole(
+    clusters: Sequence[Cluster], of: Sequence[Multiples], ladders: Sequence[Ladder]
+) -> None:
+    """Name the groups that stay because nothing below all of them is a multiple."""
+    names = [
+        f"{atom.group} ({len(atom.channels)} channels)"
+        for cluster, asked, found in zip(clusters, of, ladders, strict=True)
+        for atom in cluster.atoms
+        if len(asked.of) and len(found) == 1
+    ]
+    if names:
+        more = ", ..." if len(names) > _NAMED else ""
+        listed = ", ".join(names[:_NAMED])
+        log.warning("multiple_of leaves no choice but all channels to %s%s", listed, more)
+
+
+def _report(room: Room, plan: Plan, fitted: Fitted) -> None:
+    """Say how good the choice is, and what is nearest where a budget cannot be used up."""
+    if fitted.damage and fitted.bound is not None:
+        gap = (fitted.damage - fitted.bound) / fitted.damage
+        if np.isfinite(gap):
+            log.info("predicted damage %.4g, within %.2g%% of the least", fitted.damage, 100 * gap)
+    left = {name: getattr(plan.after, name) for name in room.limits}
+    if all(left[name] < USED * limit for name, limit in room.limits.items()):
+        for name, limit in room.limits.items():
+            log.info("of %s %s the best choice leaves %s", f"{limit:,}", name, f"{left[name]:,}")

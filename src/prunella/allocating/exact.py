@@ -16,7 +16,6 @@ from scipy.sparse import coo_array
 from prunella.allocating.problem import Problem, State
 from prunella.costs.ladders import Scope
 
-_COLUMNS = 30_000
 _NODES = 20_000
 _UNIT = 1e6  # a limit above this is scaled to it
 _ATTEMPTS = 3
@@ -41,11 +40,6 @@ def columns(problem: Problem, alive: Alive) -> int:
         if sum(len(alive[c]) > 1 for c in scope) > 1
     )
     return int(sum(len(levels) for levels in alive) + sum(pairs))
-
-
-def small(problem: Problem, alive: Alive) -> bool:
-    """Say whether the program is worth trying."""
-    return columns(problem, alive) <= _COLUMNS
 
 
 def solve_exactly(problem: Problem, alive: Alive, seconds: float) -> Found:

@@ -31,6 +31,18 @@ def ladder(chooser: Chooser, cluster: Cluster, multiples: Multiples) -> Ladder:
     return Ladder(chooser.best(cluster), counts)
 
 
+def between(cluster: Cluster, found: Ladder, level: int, multiples: Multiples) -> Ladder:
+    """List the counts from the level before one down to that one, which is the last.
+
+    All there are, where nothing else binds them; otherwise the two levels.
+    """
+    counts = found.counts[max(level - 1, 0) : level + 1]
+    if len(cluster.atoms) == 1 and not cluster.moved and len(counts) > 1:
+        most, least = counts[:, 0].tolist()
+        counts = np.array([*range(least, most, step_of(multiples)), most])[::-1, None]
+    return Ladder(found.atoms, counts)
+
+
 def _every(chooser: Chooser, cluster: Cluster, _: Multiples) -> np.ndarray:
     most = max(atom.channels.size for atom in cluster.atoms) * len(cluster.atoms)
     found = [cluster.sizes()]

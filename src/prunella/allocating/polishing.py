@@ -6,8 +6,8 @@ _TOLERANCE = 1e-12
 _PROBES = 15_000  # looks at one cluster's levels, in all
 
 
-def polish(problem: Problem, state: State) -> State:
-    """Give channels back while they fit, and trade those of one cluster for another's.
+def give_back(problem: Problem, state: State) -> State:
+    """Move one cluster after the other to a better level while the budget is kept.
 
     Args:
         problem: What is to be decided.
@@ -16,24 +16,32 @@ def polish(problem: Problem, state: State) -> State:
     Returns:
         One that does no more damage.
     """
-    at, n = list(state), len(state)
-    probes = _PROBES
+    at = list(state)
     problem.bill.put(at)
     while True:
         gain, c, level = _best_move(problem, at)
-        if gain > 0:
-            at[c] = level
-            problem.bill.move(c, level)
-            continue
-        if probes < 2 * n * n:
+        if gain <= 0:
             return tuple(at)
-        probes -= 2 * n * n
-        trade = _best_trade(problem, at)
-        if trade is None:
-            return tuple(at)
-        for c, level in trade:
-            at[c] = level
-            problem.bill.move(c, level)
+        at[c] = level
+        problem.bill.move(c, level)
+
+
+def trade(problem: Problem, state: State) -> State:
+    """Take channels from one cluster to give another more, as long as that gains something.
+
+    Arguments and result are those of `give_back`.
+    """
+    look = 2 * len(state) ** 2
+    for _ in range(_PROBES // look):
+        problem.bill.put(state)
+        found = _best_trade(problem, list(state))
+        if found is None:
+            break
+        better = list(state)
+        for c, level in found:
+            better[c] = level
+        state = give_back(problem, tuple(better))
+    return state
 
 
 def _best_move(problem: Problem, at: list[int]) -> tuple[float, int, int]:

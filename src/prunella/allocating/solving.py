@@ -11,14 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunella.allocating import exact
-from prunella.allocating.dual import Dual, solve_dual, tractable
-from prunella.allocating.polishing import polish
+from prunella.allocating.dual import Dual, solve_dual
+from prunella.allocating.polishing import give_back, trade
 from prunella.allocating.problem import Problem, State
 from prunella.allocating.steps import by_damage, spend
 
 SECONDS = 5.0
-_POLISHED = 4  # choices from which small moves begin
-_CLOSE = 1e-7
+_NEAR = 8  # choices to which channels are given back
+_CLOSE = 1e-7  # of all damage: nothing better is worth looking for
+_ENOUGH = 1e-3  # likewise, where looking takes long
+_FEW, _MANY = 1_000, 30_000  # variables of a program that is soon solved, and of one that never is
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +42,17 @@ def solve(problem: Problem, seconds: float = SECONDS) -> Solution:
         seconds: For the proof; all else takes what it takes.
     """
     order = by_damage(problem.curves, problem.bill)
-    best = tuple(spend(problem.bill, len(problem.sizes), order))
-    if not tractable(problem):
-        return Solution(polish(problem, best), -np.inf)
+    best = give_back(problem, tuple(spend(problem.bill, len(problem.sizes), order)))
     smallest = tuple(n - 1 for n in problem.sizes)
     dual = solve_dual(problem, (best, smallest, (0,) * len(smallest)))
-    best = _best(problem, (best, *_fitting(problem, (*dual.states, *dual.near))))
-    if problem.loss(best) - dual.bound <= _close(problem, best):
+    near = (best, *_fitting(problem, dual.states))
+    best = trade(problem, min((give_back(problem, s) for s in near), key=problem.loss))
+    gap = problem.loss(best) - dual.bound
+    if gap <= _close(problem, best):
         return Solution(best, dual.bound)
     alive = _alive(dual, problem.loss(best) + _close(problem, best))
-    if not exact.small(problem, alive):
+    columns = exact.columns(problem, alive)
+    if columns > _MANY or (columns > _FEW and gap <= _ENOUGH * problem.loss(best)):
         return Solution(best, dual.bound)
     found = exact.solve_exactly(problem, alive, seconds)
     if found.state is not None and problem.loss(found.state) < problem.loss(best):
@@ -63,12 +66,8 @@ def _close(problem: Problem, state: State) -> float:
 
 
 def _fitting(problem: Problem, states: Iterable[State]) -> list[State]:
-    """Return the best of some choices that keep the budget."""
-    return sorted((s for s in states if problem.fits(s)), key=problem.loss)[:_POLISHED]
-
-
-def _best(problem: Problem, states: Iterable[State]) -> State:
-    return min((polish(problem, s) for s in dict.fromkeys(states)), key=problem.loss)
+    """Return the best of some choices, of those that keep the budget."""
+    return sorted((s for s in states if problem.fits(s)), key=problem.loss)[:_NEAR]
 
 
 def _alive(dual: Dual, least: float) -> list[np.ndarray]:

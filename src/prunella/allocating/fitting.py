@@ -1,0 +1,146 @@
+"""Fit a choice of levels into a budget, and fill what is left of it with finer ones."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from prunella.allocating.bill import Bill
+from prunella.allocating.choosing import Chooser
+from prunella.allocating.levels import Damage, between, curve, excess
+from prunella.allocating.multiples import Multiples
+from prunella.allocating.problem import Problem
+from prunella.allocating.solving import solve
+from prunella.allocating.steps import evenly, spend
+from prunella.costs.ladders import Ladder
+from prunella.costs.memory import Peak
+from prunella.costs.predicted import predict
+from prunella.errors import BudgetError
+from prunella.plan import Costs, Groups
+
+USED = 0.99
+"""A budget of which less than this is used is filled up with single channels."""
+
+_PRICE = 100.0  # of a whole group beyond its largest ratio, in units of all damage there is
+
+
+@dataclass(frozen=True, eq=False)
+class Room:
+    """What a choice has to fit into.
+
+    Attributes:
+        chooser: Knows which channels are kept.
+        limits: What may remain, by the name of the cost.
+        memory: The memory of activations, where it is limited.
+        most: The largest ratio of groups.
+        multiples: What the counts of every cluster have to be multiples of.
+    """
+
+    chooser: Chooser
+    limits: Mapping[str, int]
+    memory: Peak | None
+    most: Mapping[str, float]
+    multiples: Sequence[Multiples]
+
+    def costs(self, counts: Sequence[np.ndarray]) -> Costs:
+        """Return the costs with so many channels of every atom, by cluster."""
+        return costs_of(self.chooser.groups, self.chooser.mask(counts), self.memory)
+
+    def exceeded(self, costs: Costs) -> list[str]:
+        """List the limits that costs are above."""
+        return [name for name, limit in self.limits.items() if getattr(costs, name) > limit]
+
+    def excess(self, ladders: Sequence[Ladder]) -> list[np.ndarray]:
+        """Say for every level how far it cuts beyond the largest ratios."""
+        pairs = zip(self.chooser.clusters, ladders, strict=True)
+        return [excess(cluster, found.counts, self.most) for cluster, found in pairs]
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """Counts by cluster; the damage that is predicted, and what none within the budget is below."""
+
+    counts: Sequence[np.ndarray]
+    damage: float | None = None
+    bound: float | None = None
+
+
+def costs_of(groups: Groups, mask: np.ndarray, memory: Peak | None) -> Costs:
+    """Predict the costs with the channels of a mask, the memory of activations among them."""
+    costs = predict(groups, mask)
+    if memory is None:
+        return costs
+    return replace(costs, activation_bytes=memory.evaluate(mask) // groups.graph.samples)
+
+
+def reachable(room: Room, ladders: Sequence[Ladder], dense: Costs) -> list[Ladder]:
+    """Drop the levels beyond the largest ratios, unless the budget cannot be kept without them.
+
+    Raises:
+        BudgetError: It cannot be kept with them either.
+    """
+    spared = [
+        Ladder(found.atoms, found.counts[much == 0])
+        for found, much in zip(ladders, room.excess(ladders), strict=True)
+    ]
+    if not room.exceeded(room.costs([found.counts[-1] for found in spared])):
+        return spared
+    least = room.costs([found.counts[-1] for found in ladders])
+    for name in room.exceeded(least):
+        left, whole = getattr(least, name), getattr(dense, name)
+        raise BudgetError(
+            f"no plan leaves at most {room.limits[name]:,} {name} of {whole:,}: the smallest "
+            f"possible leaves {left:,} ({left / whole:.1%}). Raise the budget, or exclude less",
+            reachable=left,
+        )
+    return list(ladders)
+
+
+def fit(room: Room, ladders: Sequence[Ladder], damage: Damage | None) -> Fitted:
+    """Choose levels within the budget; where much of it is unused, levels between these.
+
+    Args:
+        room: What to fit into; the last levels do.
+        ladders: The levels of every cluster.
+        damage: Predicted loss by group and kept channels; without, all lose the same share.
+    """
+    fitted, at = _fit(room, ladders, damage)
+    left = room.costs(fitted.counts)
+    if any(getattr(left, name) >= USED * limit for name, limit in room.limits.items()):
+        return fitted
+    finer = [
+        between(cluster, found, level, asked)
+        for cluster, found, level, asked in zip(
+            room.chooser.clusters, ladders, at, room.multiples, strict=True
+        )
+    ]
+    filled, _ = _fit(room, finer, damage)
+    if filled.damage is None or fitted.bound is None:
+        return filled
+    return replace(filled, bound=min(filled.damage, fitted.bound))
+
+
+def _fit(
+    room: Room, ladders: Sequence[Ladder], damage: Damage | None
+) -> tuple[Fitted, Sequence[int]]:
+    over = room.excess(ladders)
+    bill = Bill(room.chooser.groups, ladders, room.limits, room.memory)
+    whole = [cluster.sizes().sum() for cluster in room.chooser.clusters]
+    shares = [1 - found.counts.sum(1) / n for found, n in zip(ladders, whole, strict=True)]
+    at: Sequence[int] = [0] * len(ladders)
+    if damage is None:
+        if len(bill.limits):
+            at = spend(bill, len(ladders), evenly(shares, over))
+        return Fitted([found.counts[i] for found, i in zip(ladders, at, strict=True)]), at
+    pairs = zip(room.chooser.clusters, ladders, strict=True)
+    curves = [curve(cluster, found.counts, damage) for cluster, found in pairs]
+    price = _PRICE * (1 + sum(float(np.abs(found).max()) for found in curves))
+    priced = [found + price * much for found, much in zip(curves, over, strict=True)]
+    short = 0.0
+    if len(bill.limits):
+        problem = Problem(priced, shares, bill)
+        solution = solve(problem)
+        at, short = solution.state, max(0.0, problem.loss(solution.state) - solution.bound)
+    done = float(sum(found[i] for found, i in zip(curves, at, strict=True)))
+    counts = [found.counts[i] for found, i in zip(ladders, at, strict=True)]
+    return Fitted(counts, done, done - short), at
