@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from prunella.branches import Branch, branches
 from prunella.calibration import Calibration
 from prunella.coupling import couple
-from prunella.marching import Lane, courses, lane
+from prunella.marching import Lane, courses, lane, within
 from prunella.masking import check_digest
 from prunella.mixing import (
     Mixer,
@@ -42,7 +42,7 @@ from prunella.progress import Progress, or_silent
 from prunella.replaying import Step, keeping, run_node
 from prunella.resizing import mask_from, resized
 from prunella.slicing import zero_removed
-from prunella.structure import tensors
+from prunella.structure import device_of, tensors
 
 _ROWS = 32768  # at least so many rows for one fit, of all batches together
 _PER_COLUMN = 4  # and so many for every column of the weight
@@ -102,7 +102,7 @@ def _start(
     pairs: list[_Pair] = []
     steps: list[Step] = []
     known: dict[int, Step] = {}
-    for course, batch in courses(model, data):
+    for course, batch in within(courses(model, data), device_of(model), 2):
         if id(course) not in known:
             groups = couple(course.graph)
             known[id(course)] = keeping(resized(groups, mask_from(groups, plan)))

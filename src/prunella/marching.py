@@ -6,8 +6,10 @@ batch passes it, in a single pass over the data.
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from prunella.errors import TraceError
 from prunella.examples import Arguments
 from prunella.graph import Graph, Node
 from prunella.replaying import Step, Values, bind, last_uses
+from prunella.structure import free_bytes
 from prunella.tracing import trace
 
 log = logging.getLogger("prunella")
@@ -31,15 +34,28 @@ class Course:
     nodes: tuple[Node, ...]
     gone: tuple[tuple[str, ...], ...]
 
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Name the values that the network returns."""
-        made = {name for node in self.nodes for name in node.outputs}
-        others = {name for name, value in self.graph.values.items() if value.kind != "activation"}
-        return tuple(name for name in self.graph.outputs if name in made | others)
+    @cached_property
+    def peak(self) -> int:
+        """Count the bytes of activations at the worst moment."""
+        held: dict[str, int] = {}
+        most = 0
+        for node, names in zip(self.nodes, self.gone, strict=True):
+            held |= {name: self._bytes(name) for name in node.outputs}
+            most = max(most, sum(held.values()))
+            for name in names:
+                held.pop(name, None)
+        return most
+
+    def _bytes(self, name: str) -> int:
+        value = self.graph.values[name]
+        return prod(value.shape) * value.dtype.itemsize
 
 
-def courses(model: nn.Module, data: Calibration) -> list[tuple[Course, Arguments]]:
+Way = tuple[Course, Arguments]
+"""A batch, and what is run for it."""
+
+
+def courses(model: nn.Module, data: Calibration) -> list[Way]:
     """Capture the model on every distinct shape of its batches.
 
     Batches for which it computes something else than for most (another course of its code) are
@@ -50,7 +66,7 @@ def courses(model: nn.Module, data: Calibration) -> list[tuple[Course, Arguments
             other data.
     """
     known: dict[str, Course] = {}
-    found: list[tuple[Course, Arguments]] = []
+    found: list[Way] = []
     for args, kwargs in data.batches:
         key = shape_of(args, kwargs)
         if key not in known:
@@ -67,6 +83,30 @@ def courses(model: nn.Module, data: Calibration) -> list[tuple[Course, Arguments
             len(found),
         )
     return alike
+
+
+def within(pairs: Sequence[Way], device: torch.device, models: int) -> list[Way]:
+    """Leave batches out, evenly, until all that run side by side fit into half the free memory.
+
+    Args:
+        pairs: What would run.
+        device: Where.
+        models: In how many models at once.
+    """
+    room = free_bytes(device) // 2
+    need = models * sum(course.peak for course, _ in pairs)
+    if need <= room:
+        return list(pairs)
+    kept = max(len(pairs) * room // need, 1)
+    log.warning(
+        "%d of %d calibration batches are used: the activations of all need %.1f GB at once, %.1f "
+        "are there for them. Smaller batches waste less",
+        kept,
+        len(pairs),
+        need / 2**30,
+        room / 2**30,
+    )
+    return [pairs[i * len(pairs) // kept] for i in range(kept)]
 
 
 def shape_of(args: tuple[object, ...], kwargs: Mapping[str, object]) -> str:
@@ -112,10 +152,6 @@ class Lane:
         for name in self.course.gone[index]:
             self.values.pop(name, None)
 
-    def outputs(self) -> list[Tensor]:
-        """Return what the network returns, once all nodes are run."""
-        return [self.values[name] for name in self.course.outputs]
-
 
 def lane(course: Course, batch: Arguments, tensors: Values) -> Lane:
     """Put a batch at the start, with these parameters and buffers (by the user's names)."""
@@ -130,16 +166,3 @@ def lane(course: Course, batch: Arguments, tensors: Values) -> Lane:
 def _own(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # Operators that write in place would write to the user's data.
     return {name: tensor.clone() for name, tensor in inputs.items()}
-
-
-def indices(course: Course) -> Iterator[int]:
-    """Count the nodes."""
-    return iter(range(len(course.nodes)))
-
-
-@torch.no_grad()
-def run_all(lanes: Sequence[Lane], step: Step) -> None:
-    """Run every lane to its end."""
-    for each in lanes:
-        for index in range(len(each.course.nodes)):
-            each.take(index, each.run(index, step))

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +27,13 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
 def device_of(model: nn.Module) -> torch.device:
     """Return where a model's first tensor is; the CPU where it has none."""
     return next((t.device for t in tensors(model).values()), torch.device("cpu"))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Count the bytes of memory that are free on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
 
 
 def prefixes(name: str) -> list[str]:

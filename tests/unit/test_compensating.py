@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 import prunella
+from prunella import marching
 from prunella.calibration import Calibration, calibration, thinned
 from prunella.compensating import compensate, least_squares
 from prunella.divergence import divergence
 from prunella.errors import ConfigError, TraceError
+from prunella.marching import courses, within
 from prunella.masking import mask
 from prunella.mixing import input_of, mixers, rows_made, rows_read
 from prunella.reconstructing import reconstruct
@@ -302,3 +304,19 @@ def test_thinned_data_keep_batches_and_their_losses():
     assert [id(batch) for batch in few.batches] == [id(batch) for batch in batches[::2]]
     assert few.loss(torch.tensor(1.0), 3) == 6
     assert len(thinned(data, 1000).batches) == 10
+
+
+def test_batches_are_left_out_where_memory_is_short(monkeypatch, caplog):
+    model = trained(Branches())
+    ways = courses(model, calibration([images(8, seed) for seed in range(10)]))
+    device = torch.device("cpu")
+    need = 2 * sum(course.peak for course, _ in ways)
+    assert need >= 2 * 10 * 8 * 2 * 24 * 64 * 4  # two tensors of 24 channels at least
+    monkeypatch.setattr(marching, "free_bytes", lambda device: 2 * need)
+    assert len(within(ways, device, 2)) == 10
+    monkeypatch.setattr(marching, "free_bytes", lambda device: need)
+    with caplog.at_level("WARNING", "prunella"):
+        left = within(ways, device, 2)
+    assert len(left) == 5
+    assert left[1][1] is ways[2][1]
+    assert "5 of 10 calibration batches are used" in caplog.text

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal
 
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
@@ -22,7 +21,7 @@ from prunella.errors import PrunellaError
 from prunella.outputs import tensors_in
 from prunella.replaying import bind
 from prunella.sensitivity.course import Course, Values
-from prunella.structure import device_of, tensors
+from prunella.structure import device_of, free_bytes, tensors
 from prunella.tracing import trace
 
 Evaluate = Callable[[nn.Module], float]
@@ -110,7 +109,7 @@ class Shared:
         self._evaluate = evaluate
         self._automatic = memory is None
         self._device = device_of(model)
-        self._bound = _free(self._device) // 4 if memory is None else memory
+        self._bound = free_bytes(self._device) // 4 if memory is None else memory
         self._mode: Literal["plain", "record", "share"] = "plain"
         self._recorded: list[_Batch] | None = None
         self._full = False
@@ -360,13 +359,6 @@ def _stand_in(model: nn.Module, call: Callable[..., Any]) -> nn.Module:
     made: nn.Module = object.__new__(types.new_class(kind.__name__, (kind,), exec_body=fill))
     object.__setattr__(made, "__dict__", model.__dict__)
     return made
-
-
-def _free(device: torch.device) -> int:
-    """Count the bytes that are free on a device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 def _state(model: nn.Module) -> State:
