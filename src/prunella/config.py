@@ -99,6 +99,9 @@ class AnalyzeSection(_Section):
 
     precision: Literal["no", "bf16"] = "no"
     """Mixed precision of the measurements."""
+    memory_gb: float | None = Field(default=None, ge=0)
+    """Memory for what measurements share, so that less is computed twice; 0 shares nothing; unset:
+    a quarter of what is free."""
 
     @field_validator("ratios")
     @classmethod
@@ -120,8 +123,13 @@ class AnalyzeSection(_Section):
 class PruneSection(_Section):
     """How channels are chosen, and in how many rounds."""
 
-    criterion: str = "magnitude"
-    """Importance of a channel: the name of a criterion."""
+    criterion: str = "auto"
+    """Importance of a channel: the name of a criterion; "auto": how well others can stand in for it
+    where `repair` is on, else its weights."""
+    repair: bool = True
+    """Fit what stays to make up for what goes, on training inputs without their labels."""
+    calibration: int = Field(default=512, ge=1)
+    """Samples to repair with; a few hundred are enough."""
     exclude: Annotated[tuple[str, ...], BeforeValidator(_single)] = ()
     """Layers to leave alone: names, globs ("layer3.*") or regexes ("re:.*downsample.*")."""
     max_ratio: Removed = 0.8

@@ -267,3 +267,48 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
 def test_help_does_not_wait_for_torch() -> None:
     code = "import sys, prunella.cli; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=200)
+
+
+def test_suggest_lists_budgets_and_marks_the_knee(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    guess = quick("suggest", folder)
+    assert guess.exit_code == 0, guess.output
+    assert re.search(r"budget +MACs left +params left +accuracy, predicted +delta", guess.stdout)
+    assert len(re.findall(r"^ macs \d+\.0% ", guess.stdout, re.MULTILINE)) == 7
+    assert guess.stdout.count("knee") == 1
+    assert "estimated on 64 samples" in guess.stderr
+    knee = re.search(r"^ macs (\d+)\.0% .*knee", guess.stdout, re.MULTILINE)
+    assert knee is not None
+    assert f"--budget.macs 0.{knee[1][0]}" in guess.stderr
+    assert not list(folder.glob("round*"))
+    assert not (folder / "baseline.json").exists(), "nothing but the estimate is kept"
+    assert quick("analyze", folder).exit_code == 0
+    known = quick("suggest", folder, "--budget.params", "0.55")
+    assert "from the sensitivity (measured)" in known.stderr
+    assert re.search(r"^ params 5[45]\.\d% .*your budget", known.stdout, re.MULTILINE)
+
+
+def test_suggest_says_where_budgets_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prunella.pipeline.suggesting.STEPS", (0.5, 0.0001))
+    result = quick("suggest", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"^ macs 50\.0% ", result.stdout, re.MULTILINE)
+    assert "the smallest possible leaves" in result.stderr
+
+
+def test_a_dry_run_of_prune_makes_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    result = quick("prune", folder, "--budget.macs", "0.6", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"^ macs 60\.0% .*your budget", result.stdout, re.MULTILINE)
+    shown = re.findall(r"^ (\S+) +(\d+) +(\d+) +[\d.]+%", result.stdout, re.MULTILINE)
+    assert "nothing was pruned; to do it: prunella prune" in result.stderr
+    assert sorted(path.name for path in folder.iterdir() if path.suffix == ".json") == [
+        "estimate.json"
+    ]
+    refused = quick("prune", folder, "--budget.macs", "0.0001", "--dry-run")
+    assert refused.exit_code == 2
+    assert "no plan leaves at most" in refused.stderr
+    assert shown
+    assert all(int(kept) <= int(channels) for _, channels, kept in shown)
+    assert call("analyze", str(TASK), "--dry-run").exit_code == 2

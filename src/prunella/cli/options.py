@@ -20,11 +20,12 @@ _HELP = {
 }
 
 
-def signature(sections: Sequence[str]) -> inspect.Signature:
+def signature(sections: Sequence[str], *, dry_run: bool = False) -> inspect.Signature:
     """Give a verb's parameters: `ctx`, `debug`, `quiet`, and one per setting.
 
     Args:
         sections: Sections whose settings the verb's help lists; the others work but are not shown.
+        dry_run: Whether the verb can say what it would do.
     """
     flag = inspect.Parameter.KEYWORD_ONLY
     fixed = {
@@ -38,6 +39,11 @@ def signature(sections: Sequence[str]) -> inspect.Signature:
             False,
         ),
     }
+    if dry_run:
+        fixed["dry_run"] = (
+            Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")],
+            False,
+        )
     parameters = [
         inspect.Parameter(name, flag, default=default, annotation=annotation)
         for name, (annotation, default) in fixed.items()

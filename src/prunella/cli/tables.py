@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from rich import box
 from rich.table import Table
 
+from prunella.pipeline import Suggestion
+from prunella.pipeline.suggesting import Forecast
 from prunella.record import RunRecord
-from prunella.report.wording import count, headline_rows, percent
+from prunella.report.wording import count, headline_rows, measure, percent, signed
 
 
 def summary(record: RunRecord) -> Table:
@@ -37,6 +39,32 @@ def frozen(record: RunRecord) -> Table:
     table.columns[-1].justify = "left"
     for group in record.frozen:
         table.add_row(group.name, f"{group.channels:,}", "; ".join(group.reasons))
+    return table
+
+
+def forecasts(found: Suggestion) -> Table:
+    """List budgets and what they are predicted to cost."""
+    table = _table("budget", "MACs left", "params left", f"{found.metric}, predicted", "delta", "")
+    table.columns[-1].justify = "left"
+    table.add_row("none", "100.0%", "100.0%", measure(found.baseline), "", "dense, measured")
+    for row in found.rows:
+        marks = [*(["knee"] if row.knee else []), *(["your budget"] if row.asked else [])]
+        table.add_row(
+            ", ".join(f"{name} {percent(share)}" for name, share in row.budget.items()),
+            percent(row.macs),
+            percent(row.params),
+            measure(row.metric),
+            signed(row.metric - found.baseline),
+            ", ".join(marks),
+        )
+    return table
+
+
+def kept(row: Forecast) -> Table:
+    """List what a plan keeps of every group."""
+    table = _table("group", "channels", "kept", "share kept")
+    for name, channels, left in row.groups:
+        table.add_row(name, f"{channels:,}", f"{left:,}", percent(left / channels))
     return table
 
 

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,18 +13,30 @@ from prunella.cli.options import read, signature, with_signature
 from prunella.config import Config, template
 from prunella.errors import ConfigError, WorkspaceError
 
+if TYPE_CHECKING:  # it brings torch along, which `prunella --help` need not wait for
+    from prunella.pipeline import Suggestion
+
 FLOOR = 1
 INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
 class Verb:
-    """One verb of the command line: its help, the settings it shows, and what it does."""
+    """One verb of the command line.
+
+    Attributes:
+        name: As it is typed.
+        help: Its help.
+        sections: The sections whose settings the help lists.
+        act: What it does.
+        rehearse: What it does with `--dry-run`; None where there is no such option.
+    """
 
     name: str
     help: str
     sections: tuple[str, ...]
     act: Callable[[Config, str, bool], None]
+    rehearse: Callable[[Config, str, bool], None] | None = None
 
 
 def _task(name: str) -> Callable[[Config, str, bool], None]:
@@ -66,6 +78,42 @@ def _stat(config: Config, typed: str, quiet: bool) -> None:
     speaking.say(f"next: {result.next}")
 
 
+def _suggest(config: Config, typed: str, quiet: bool) -> None:
+    from prunella import pipeline
+    from prunella.cli import tables
+    from prunella.progress import rich_progress, silent
+
+    found = pipeline.suggest(config, silent if quiet else rich_progress, typed=typed)
+    if not speaking.first_process():
+        return
+    speaking.console().print(tables.forecasts(found))
+    _explain(found)
+    if found.why:
+        speaking.say(found.why)
+    speaking.say(f"next: {found.next}")
+
+
+def _rehearse(config: Config, typed: str, quiet: bool) -> None:
+    from prunella import pipeline
+    from prunella.cli import tables
+    from prunella.progress import rich_progress, silent
+
+    found = pipeline.rehearse(config, silent if quiet else rich_progress, typed=typed)
+    if not speaking.first_process():
+        return
+    out = speaking.console()
+    out.print(tables.forecasts(found))
+    out.print(tables.kept(found.rows[0]))
+    _explain(found)
+    speaking.say(f"nothing was pruned; to do it: {found.next}")
+
+
+def _explain(found: "Suggestion") -> None:
+    speaking.say(
+        f"predicted on the valid split, without finetuning, from the sensitivity ({found.source})"
+    )
+
+
 def _report(config: Config, typed: str, quiet: bool) -> None:
     from prunella import pipeline
 
@@ -90,13 +138,25 @@ VERBS = (
         _task("analyze"),
     ),
     Verb(
+        "suggest",
+        "Predict the metric for a row of budgets, and mark the knee.\n\n"
+        "Uses the sensitivity that analyze measured; where there is none, a quick estimate from a "
+        "few samples and a few evaluations. Nothing is pruned or trained. Finetuning wins back "
+        "much of what is lost: the knee, not the value, is what to look at.\n\n"
+        "Example: prunella suggest digits\n\nNext: prunella prune",
+        ("task", "budget", "analyze", "prune", "run"),
+        _suggest,
+    ),
+    Verb(
         "prune",
         "Prune one round, to a budget relative to the dense model.\n\n"
         "The budget says what may remain: 0.7 keeps at most 70%. Give a smaller one each round, "
         "with finetune between. The pruned model is proven equal to the masked one.\n\n"
+        "With --dry-run it says what it would keep, what that is predicted to cost, and stops.\n\n"
         "Example: prunella prune digits --budget.macs 0.7\n\nNext: prunella finetune",
         ("task", "budget", "prune", "run"),
         _task("prune"),
+        _rehearse,
     ),
     Verb(
         "finetune",
@@ -155,12 +215,15 @@ def add_to(app: typer.Typer) -> None:
 
 def _add(app: typer.Typer, verb: Verb, name: str, *, hidden: bool) -> None:
     def call(ctx: typer.Context, *, debug: bool, quiet: bool, **given: Any) -> None:
+        act = verb.act
+        if given.pop("dry_run", False) and verb.rehearse is not None:
+            act = verb.rehearse
         with speaking.errors(debug):
             config = read(ctx.args, given, task_needed=verb.name != "report")
             typed = _typed(ctx.args, given)
             with speaking.logging_to(config.folder / "run.log", quiet):
                 try:
-                    verb.act(config, typed, quiet)
+                    act(config, typed, quiet)
                 except KeyboardInterrupt:
                     speaking.interrupted(f"prunella {name} {typed}".strip())
                     raise typer.Exit(INTERRUPTED) from None
@@ -172,7 +235,7 @@ def _add(app: typer.Typer, verb: Verb, name: str, *, hidden: bool) -> None:
         hidden=hidden,
         options_metavar="[SETTINGS] [--section.key VALUE]...",
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    )(with_signature(call, signature(verb.sections)))
+    )(with_signature(call, signature(verb.sections, dry_run=verb.rehearse is not None)))
 
 
 def _typed(extra: Sequence[str], given: dict[str, Any]) -> str:

@@ -22,13 +22,13 @@ from prunella.progress import Progress
 from prunella.scoring import score
 from prunella.sensitivity import Sensitivity
 from prunella.storing import save
-from prunella.tasks import evaluate
+from prunella.tasks import Task, evaluate
 from prunella.transforming import transform, transform_and_prove
 from prunella.workspace import Entry, digest
 
 Made = tuple[Mapping[str, Any], tuple[str, ...]]
 
-_NEVER = 1e6  # per share of a group below its least
+_MEASURED = {"ratios", "share", "split", "precision"}  # settings that decide about the numbers
 
 log = logging.getLogger("prunella")
 
@@ -136,28 +136,34 @@ def baseline(context: Context) -> Entry:
     return remembered(context, "baseline", inputs, make)
 
 
-def sensitivity(context: Context) -> Entry:
-    """Measure what every group is worth; its payload holds the `Sensitivity`."""
+def foundation(context: Context) -> tuple[Task, dict[str, Any]]:
+    """Return the data that the sensitivity is measured on, and all that it depends on."""
     settings = context.config.analyze
     task = share_of(context.task, settings.split, settings.share)
     metric = task.metric
-    inputs = {
+    return task, {
         "weights": context.weights,
         "structure": context.graph.digest,
         "metric": f"{metric.name}, {'higher' if metric.higher_is_better else 'lower'} is better",
         "data": context.data[settings.split],
         "settings": {
-            **settings.model_dump(mode="json", exclude={"allow_small_share"}),
+            **settings.model_dump(mode="json", include=_MEASURED),
             "criterion": context.config.prune.criterion,
             "exclude": list(context.config.prune.exclude),
         },
     }
 
+
+def sensitivity(context: Context) -> Entry:
+    """Measure what every group is worth; its payload holds the `Sensitivity`."""
+    settings = context.config.analyze
+    task, inputs = foundation(context)
+
     def make() -> Made:
         began = time.perf_counter()
         scores = score(context.dense, context.groups, context.config.prune.criterion)
         log.info("analyzing %d groups at %d ratios", len(context.groups), len(settings.ratios))
-        with _counted(context.progress, "analyze") as progress:
+        with counted(context.progress, "analyze") as progress:
             found = analysis.analyze(
                 context.dense,
                 context.groups,
@@ -165,11 +171,12 @@ def sensitivity(context: Context) -> Entry:
                 lambda model: evaluate(
                     model, task, settings.split, device=context.device, precision=settings.precision
                 ),
-                metric=metric.name,
-                higher_is_better=metric.higher_is_better,
+                metric=task.metric.name,
+                higher_is_better=task.metric.higher_is_better,
                 ratios=settings.ratios,
                 record=context.space.path("analysis.journal"),
                 data=f"{inputs['data']}, {settings.split}, {settings.share=}, {settings.precision}",
+                memory=None if settings.memory_gb is None else int(settings.memory_gb * 2**30),
                 progress=progress,
             )
         return {"sensitivity": found.to_json(), "seconds": time.perf_counter() - began}, ()
@@ -178,7 +185,7 @@ def sensitivity(context: Context) -> Entry:
 
 
 @contextlib.contextmanager
-def _counted(progress: Progress, label: str) -> Iterator[Callable[[int, int], None]]:
+def counted(progress: Progress, label: str) -> Iterator[Callable[[int, int], None]]:
     """Show the progress of something that says how much there is only once it is under way."""
     with contextlib.ExitStack() as stack:
         seen: list[Callable[[int], None]] = []
@@ -253,9 +260,10 @@ def cut(
         first = start.name == "dense"
         groups = context.groups if first else context.groups_of(start.model)
         scores = score(start.model, groups, context.config.prune.criterion)
-        limits = {name: _limit(context, name, share) for name, share in target.items()}
-        damage = _damage(context, Sensitivity.from_json(text), groups)
-        plan = allocate(groups, scores, Budget(**limits), damage)
+        budget = Budget(**{name: limit_of(context, name, part) for name, part in target.items()})
+        curves = Sensitivity.from_json(text)
+        damage, largest = damage_of(context, curves, groups), most(context, groups)
+        plan = allocate(groups, scores, budget, damage, max_ratio=largest)
         pruned, proof = transform_and_prove(start.model, plan, context.example, {})
         whole = plan_of(pruned)
         assert whole is not None, "a transformed model carries its plan"
@@ -308,24 +316,29 @@ def shares(target: Mapping[str, float]) -> str:
     return ", ".join(f"{share:.1%} of the {names[name]}" for name, share in target.items())
 
 
-def _limit(context: Context, name: str, share: float) -> int:
+def limit_of(context: Context, name: str, share: float) -> int:
+    """Return the count that a share of the dense model's cost means."""
     dense: int = getattr(context.costs, name)
     # A bound of one would be read as a share.
     return max(int(share * dense + 1e-6), 2)
 
 
-def _damage(context: Context, curves: Sensitivity, groups: Groups) -> Callable[[str, int], float]:
-    """Predict damage; a group that only the pruned model has counts as the most fragile known.
+def most(context: Context, groups: Groups) -> dict[str, float]:
+    """Return by group the largest ratio that leaves what `max_ratio` says of the dense model's."""
+    dense = {group.name: group.channels for group in context.groups}
+    left = 1 - context.config.prune.max_ratio
+    return {
+        group.name: max(0.0, 1 - left * dense.get(group.name, group.channels) / group.channels)
+        for group in groups
+    }
 
-    Below what `max_ratio` leaves of a group, every channel costs more than any metric is worth, so
-    those go last.
-    """
-    least = 1 - context.config.prune.max_ratio
+
+def damage_of(context: Context, curves: Sensitivity, groups: Groups) -> Callable[[str, int], float]:
+    """Predict damage; a group that only the pruned model has counts as the most fragile known."""
 
     def damage(name: str, kept: int) -> float:
         if name in curves.curves:
-            short = least - kept / curves.channels[name]
-            return curves.damage(name, kept) + (_NEVER * short if short > 0 else 0.0)
+            return curves.damage(name, kept)
         share = kept / groups[name].channels
         known = ((other, int(share * size)) for other, size in curves.channels.items())
         return max((curves.damage(other, left) for other, left in known), default=0.0)

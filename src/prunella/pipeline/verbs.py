@@ -25,6 +25,7 @@ from prunella.pipeline.stages import (
     sensitivity,
     tuned_start,
 )
+from prunella.pipeline.suggesting import Forecast, forecast, forecasts, known_or_estimated
 from prunella.progress import Progress
 from prunella.record import RunRecord
 from prunella.workspace import Entry, Workspace
@@ -49,6 +50,27 @@ class Result:
     text: str
     next: str
     layers: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """What is predicted of some budgets; nothing was pruned or trained.
+
+    Attributes:
+        metric: The name of the metric.
+        baseline: The dense model's metric, on the valid split.
+        rows: The forecasts, the largest budget first.
+        source: Where the sensitivity comes from: "measured", or how it was estimated.
+        why: Why there is no smaller budget; "" where there is no reason to tell.
+        next: The command to go on with.
+    """
+
+    metric: str
+    baseline: float
+    rows: tuple[Forecast, ...]
+    source: str
+    why: str
+    next: str
 
 
 def analyze(
@@ -90,6 +112,41 @@ def prune(config: Config, progress: Progress | None = None, *, typed: str | None
         cut(context, slot, start, target, analyzed)
         latency(context, context.load(f"{slot.name}/pruned"))
         return _recorded(context, f"{slot} is pruned", context.command("finetune"))
+
+
+def suggest(
+    config: Config, progress: Progress | None = None, *, typed: str | None = None
+) -> Suggestion:
+    """Predict the metric for a row of budgets, from the sensitivity on record or a quick estimate.
+
+    Args:
+        config: The settings.
+        progress: See `prunella.progress`.
+        typed: The settings as typed, for the commands that messages suggest.
+    """
+    with opened(config, progress, typed) as context:
+        curves, source = known_or_estimated(context)
+        rows, why = forecasts(context, curves)
+        best = next((row for row in rows if row.knee and not any(r.asked for r in rows)), None)
+        budget = {} if best is None else {f"budget.{n}": s for n, s in best.budget.items()}
+        next_ = context.command("prune", **budget)
+        return Suggestion(curves.metric, curves.baseline, tuple(rows), source, why, next_)
+
+
+def rehearse(
+    config: Config, progress: Progress | None = None, *, typed: str | None = None
+) -> Suggestion:
+    """Make the plan for the budget and predict what it does; no model is made, no record changed.
+
+    Arguments are those of `suggest`.
+    """
+    with opened(config, progress, typed) as context:
+        target = reachable(context, config.to_budget())
+        curves, source = known_or_estimated(context)
+        row = replace(forecast(context, curves, target), asked=True)
+        return Suggestion(
+            curves.metric, curves.baseline, (row,), source, "", context.command("prune")
+        )
 
 
 def finetune(

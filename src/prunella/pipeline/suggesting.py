@@ -1,0 +1,202 @@
+"""What budgets are predicted to cost, before anything is pruned or trained."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from prunella import sensitivity as analysis
+from prunella import tasks
+from prunella.allocating import allocate
+from prunella.calibration import Calibration
+from prunella.errors import BudgetError
+from prunella.examples import Arguments
+from prunella.pipeline.context import Context, share_of
+from prunella.pipeline.stages import (
+    Made,
+    counted,
+    damage_of,
+    foundation,
+    limit_of,
+    most,
+    remembered,
+)
+from prunella.plan import Budget, Plan
+from prunella.scoring import score
+from prunella.sensitivity import Sensitivity
+
+STEPS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+SAMPLES = 64
+
+log = logging.getLogger("prunella")
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What is predicted of one budget.
+
+    Attributes:
+        budget: Shares of the dense model that may remain, by name.
+        macs: Share of the dense model's multiply-accumulates that remain.
+        params: Share of its parameters that remain.
+        metric: The metric on the valid split without finetuning, as the sum of what every group
+            alone does to it; never worse than the worst that was seen.
+        knee: Whether less costs more and more from here.
+        asked: Whether it is the budget in the settings.
+        groups: For every group: name, channels and how many are kept.
+    """
+
+    budget: Mapping[str, float]
+    macs: float
+    params: float
+    metric: float
+    knee: bool = False
+    asked: bool = False
+    groups: tuple[tuple[str, int, int], ...] = ()
+
+
+def known_or_estimated(context: Context) -> tuple[Sensitivity, str]:
+    """Return the sensitivity on record where there is one, else a quick estimate, and which."""
+    _, inputs = foundation(context)
+    entry = context.space.find("sensitivity", inputs).entry if context.peers.main else None
+    if entry is not None:
+        return Sensitivity.from_json(str(entry.payload["sensitivity"])), "measured"
+    return _estimated(context), f"estimated on {SAMPLES} samples"
+
+
+def _estimated(context: Context) -> Sensitivity:
+    settings = context.config.analyze
+    task, inputs = foundation(context)
+
+    def make() -> Made:
+        began = time.perf_counter()
+        scores = score(context.dense, context.groups, context.config.prune.criterion)
+        log.info("estimating the sensitivity of %d groups", len(context.groups))
+        with counted(context.progress, "estimate") as progress:
+            found = analysis.estimate(
+                context.dense,
+                context.groups,
+                scores,
+                _samples(context, SAMPLES),
+                lambda model: tasks.evaluate(
+                    model, task, settings.split, device=context.device, precision=settings.precision
+                ),
+                metric=task.metric.name,
+                higher_is_better=task.metric.higher_is_better,
+                ratios=settings.ratios,
+                progress=progress,
+            )
+        return {"sensitivity": found.to_json(), "seconds": time.perf_counter() - began}, ()
+
+    entry = remembered(context, "estimate", {**inputs, "samples": SAMPLES}, make)
+    return Sensitivity.from_json(str(entry.payload["sensitivity"]))
+
+
+def _samples(context: Context, count: int) -> Calibration:
+    """Take the first samples of the split that groups are judged on; whole batches if need be."""
+    task = share_of(context.task, context.config.analyze.split, context.config.analyze.share)
+    found: list[Arguments] = []
+    for batch in tasks.open_split(task, context.config.analyze.split):
+        args = tasks.positional(task, tasks.to_device(batch, context.device))
+        lengths = {len(leaf) for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)}
+        size = lengths.pop() if len(lengths) == 1 else count
+        if size > count:
+            args = pytree.tree_map_only(Tensor, partial(_first, count=count), args)
+        found.append((args, {}))
+        count -= size
+        if count <= 0:
+            break
+    return Calibration(found)
+
+
+def _first(tensor: Tensor, count: int) -> Tensor:
+    return tensor[:count]
+
+
+def forecasts(context: Context, curves: Sensitivity) -> tuple[list[Forecast], str]:
+    """Predict the metric for a row of budgets, and for the one in the settings.
+
+    Returns:
+        The forecasts, the largest budget first, and why there are none below the last; "".
+    """
+    asked = _asked(context)
+    name = "params" if asked and "macs" not in asked else "macs"
+    targets = {share: {name: share} for share in STEPS}
+    if asked:
+        targets = {s: t for s, t in targets.items() if t != asked} | {asked[name]: asked}
+    rows, why = [], ""
+    for share in sorted(targets, reverse=True):
+        try:
+            rows.append(forecast(context, curves, targets[share]))
+        except BudgetError as error:
+            why = str(error)
+            break
+        if targets[share] == asked:
+            rows[-1] = replace(rows[-1], asked=True)
+    at = knee([1 - getattr(row, name) for row in rows], [_drop(curves, row) for row in rows])
+    return [replace(row, knee=i == at) for i, row in enumerate(rows)], why
+
+
+def forecast(context: Context, curves: Sensitivity, target: Mapping[str, float]) -> Forecast:
+    """Make the plan for a budget (shares of the dense model), and predict what it does."""
+    groups, dense = context.groups, context.costs
+    scores = score(context.dense, groups, context.config.prune.criterion)
+    plan = allocate(
+        groups,
+        scores,
+        Budget(**{name: limit_of(context, name, share) for name, share in target.items()}),
+        damage_of(context, curves, groups),
+        max_ratio=most(context, groups),
+    )
+    kept = {name: len(channels) for name, channels in plan.channels.items()}
+    return Forecast(
+        budget=dict(target),
+        macs=plan.after.macs / dense.macs,
+        params=plan.after.params / dense.params,
+        metric=_predicted(curves, plan, kept),
+        groups=tuple((g.name, g.channels, kept.get(g.name, g.channels)) for g in groups),
+    )
+
+
+def _predicted(curves: Sensitivity, plan: Plan, kept: Mapping[str, int]) -> float:
+    loss = sum(curves.damage(name, count) for name, count in kept.items() if name in plan.channels)
+    seen = [value for curve in curves.curves.values() for value in (*curve, curves.baseline)]
+    if curves.higher_is_better:
+        return max(curves.baseline - loss, min(seen))
+    return min(curves.baseline + loss, max(seen))
+
+
+def _drop(curves: Sensitivity, row: Forecast) -> float:
+    return abs(curves.baseline - row.metric)
+
+
+def knee(removed: Sequence[float], lost: Sequence[float]) -> int:
+    """Return the place where the curve of losses is farthest below a straight line.
+
+    Both are scaled to 1 at their largest, as by Satopaa et al. 2011 ("Finding a Kneedle in a
+    Haystack"), and begin at 0 where nothing is removed. -1 where nothing is known.
+
+    Example:
+        >>> knee([0.1, 0.3, 0.5, 0.7], [0.0, 0.01, 0.3, 0.8])
+        1
+    """
+    if not removed:
+        return -1
+    x = torch.tensor([0.0, *removed], dtype=torch.float64)
+    y = torch.tensor([0.0, *lost], dtype=torch.float64)
+    gain = x / x.max().clamp_min(1e-12) - y / y.max().clamp_min(1e-12)
+    return int(gain[1:].argmax())
+
+
+def _asked(context: Context) -> dict[str, float]:
+    """Give the budget of the settings as shares of the dense model; {} where there is none."""
+    section = context.config.budget
+    if section.macs is None and section.params is None:
+        return {}
+    limits = context.config.to_budget().resolve(context.costs)
+    return {name: limit / getattr(context.costs, name) for name, limit in limits.items()}
