@@ -1,50 +1,76 @@
 """Score every channel of every group: `score(model, groups, criterion) -> Scores`."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunella.criteria import CRITERIA, Criterion, Member
+from prunella.calibration import Calibration
+from prunella.criteria import CRITERIA, WITH_DATA, WITHOUT_DATA, Criterion, Member
 from prunella.errors import ConfigError, PlanMismatchError
+from prunella.gradients import gates_of
+from prunella.listening import inputs_of
 from prunella.plan import Axis, Group, Groups, Scores, nearest
 from prunella.roles import Role, roles_of
+from prunella.rows import rows_of
 from prunella.structure import digest_of
 
 
-def score(model: nn.Module, groups: Groups, criterion: str | Criterion = "magnitude") -> Scores:
+def score(
+    model: nn.Module,
+    groups: Groups,
+    criterion: str | Criterion | None = None,
+    calibration: Calibration | None = None,
+) -> Scores:
     """Score the importance of every channel.
 
     Args:
-        model: The model the groups were found in.
+        model: The model the groups were found in; left as it is.
         groups: Its groups.
-        criterion: A name from `prunella.criteria.CRITERIA`, or a criterion of your own.
+        criterion: A name from `prunella.criteria.CRITERIA`, or a criterion of your own. None or
+            "auto": with calibration data "fisher", without them "reading".
+        calibration: What a criterion that looks at data is measured on.
 
     Returns:
         A float per channel, higher = keep; comparable within a group.
 
     Raises:
-        ConfigError: No criterion of that name.
+        ConfigError: No criterion of that name, or it needs calibration data and there are none, or
+            gradients that the model does not let through.
         PlanMismatchError: The groups are of another model.
     """
-    name, criterion = _chosen(criterion)
+    name, criterion = _chosen(criterion, calibration)
     if digest_of(model) != groups.graph.digest:
         raise PlanMismatchError(
             f"the groups were found in another model than this `{type(model).__name__}`; "
             "trace and couple it again"
         )
+    seen = _look(name, criterion, model, groups, calibration)
     parameters = dict(model.named_parameters())
     roles = roles_of(groups.graph)
+    values = {}
     with torch.no_grad():
-        values = {
-            group.name: _values(criterion(_members(parameters, groups, group, roles)), group)
-            for group in groups
-        }
+        for group in groups:
+            members = _members(parameters, groups, group, roles, seen)
+            values[group.name] = _values(criterion(members), group)
     return Scores(name, values)
 
 
-def _chosen(criterion: str | Criterion) -> tuple[str, Criterion]:
+@dataclass(frozen=True)
+class _Seen:
+    """What calibration data showed, by axis."""
+
+    gates: Mapping[Axis, Tensor] = field(default_factory=dict)
+    inputs: Mapping[Axis, Tensor] = field(default_factory=dict)
+
+
+def _chosen(
+    criterion: str | Criterion | None, calibration: Calibration | None
+) -> tuple[str, Criterion]:
+    if criterion is None or criterion == "auto":
+        criterion = WITHOUT_DATA if calibration is None else WITH_DATA
     if not isinstance(criterion, str):
         return getattr(criterion, "__name__", type(criterion).__name__.lower()), criterion
     if criterion not in CRITERIA:
@@ -55,34 +81,56 @@ def _chosen(criterion: str | Criterion) -> tuple[str, Criterion]:
     return criterion, CRITERIA[criterion]
 
 
+def _look(
+    name: str,
+    criterion: Criterion,
+    model: nn.Module,
+    groups: Groups,
+    calibration: Calibration | None,
+) -> _Seen:
+    needs = frozenset(getattr(criterion, "needs", ()))
+    if unknown := needs - {"gradients", "activations"}:
+        raise ConfigError(
+            f"a criterion needs gradients, activations or both; {name!r} needs {sorted(unknown)}"
+        )
+    if not needs:
+        return _Seen()
+    if calibration is None:
+        free = [other for other, each in CRITERIA.items() if not getattr(each, "needs", ())]
+        raise ConfigError(
+            f"the criterion {name!r} needs {' and '.join(sorted(needs))}, which need data: give "
+            "`calibration`, a few hundred inputs without labels, or take one of the criteria that "
+            f"look at weights alone: {', '.join(free)}"
+        )
+    return _Seen(
+        gates=gates_of(model, groups, calibration) if "gradients" in needs else {},
+        inputs=inputs_of(model, groups, calibration) if "activations" in needs else {},
+    )
+
+
 def _members(
-    parameters: Mapping[str, Tensor], groups: Groups, group: Group, roles: Mapping[Axis, Role]
+    parameters: Mapping[str, Tensor],
+    groups: Groups,
+    group: Group,
+    roles: Mapping[Axis, Role],
+    seen: _Seen,
 ) -> list[Member]:
     """Return what the group's channels have on every parameter axis."""
     found = []
     for axis, positions in group.axes.items():
         if axis.tensor in parameters:
             rows = rows_of(parameters[axis.tensor].detach(), groups, axis)
+            places = torch.from_numpy(positions).to(rows.device)
             if not np.array_equal(positions.reshape(-1), np.arange(len(rows))):
-                rows = rows[torch.from_numpy(positions).to(rows.device)]
+                rows = rows[places]
             weight = rows.reshape(group.channels, -1).float()
-            found.append(Member(axis, roles.get(axis, "scales"), weight))
+            gates, inputs = seen.gates.get(axis), seen.inputs.get(axis)
+            if gates is not None:
+                gates = gates[:, places].sum(2)
+            if inputs is not None:
+                inputs = inputs[places].repeat_interleave(weight.shape[1] // places.shape[1], 1)
+            found.append(Member(axis, roles.get(axis, "scales"), weight, gates, inputs))
     return found or [Member(Axis("", 0), "scales", torch.ones(group.channels, 1))]
-
-
-def rows_of(tensor: Tensor, groups: Groups, axis: Axis) -> Tensor:
-    """Return a matrix with what a tensor has at each position of an axis, a view if can be."""
-    number = groups.axes[axis]
-    parts = tensor.chunk(number.shape[0]) if number.ndim == 2 else (tensor,)
-    rows = [_rows(part, axis.dim) for part in parts]
-    return rows[0] if len(rows) == 1 else torch.cat(rows)
-
-
-def _rows(tensor: Tensor, dim: int) -> Tensor:
-    # Without dimensions of size 1 most weights are matrices, which are transposed much faster.
-    single = tuple(d for d, n in enumerate(tensor.shape) if n == 1 and d != dim)
-    narrow = tensor.squeeze(single).movedim(dim - sum(d < dim for d in single), 0)
-    return narrow.contiguous().reshape(len(narrow), -1)
 
 
 def _values(scores: Tensor, group: Group) -> np.ndarray:

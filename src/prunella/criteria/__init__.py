@@ -3,12 +3,16 @@
 from collections.abc import Mapping
 
 from prunella.criteria._protocol import Criterion, Member, Need
+from prunella.criteria.activation import Activation
+from prunella.criteria.fisher import Fisher
 from prunella.criteria.fpgm import Fpgm
 from prunella.criteria.lamp import Lamp
 from prunella.criteria.magnitude import Magnitude
 from prunella.criteria.normscale import NormScale
 from prunella.criteria.random import Random
 from prunella.criteria.reading import Reading
+from prunella.criteria.taylor import Taylor
+from prunella.criteria.wanda import Wanda
 
 CRITERIA: Mapping[str, Criterion] = {
     "reading": Reading(),
@@ -17,12 +21,23 @@ CRITERIA: Mapping[str, Criterion] = {
     "norm-scale": NormScale(),
     "lamp": Lamp(),
     "fpgm": Fpgm(),
+    "taylor": Taylor(),
+    "fisher": Fisher(),
+    "activation": Activation(),
+    "wanda": Wanda(),
     "random": Random(0),
 }
 
+WITHOUT_DATA, WITH_DATA = "reading", "fisher"
+"""What is taken where no criterion is named: measured, see docs/concepts/criteria.md."""
+
 __all__ = [
     "CRITERIA",
+    "WITHOUT_DATA",
+    "WITH_DATA",
+    "Activation",
     "Criterion",
+    "Fisher",
     "Fpgm",
     "Lamp",
     "Magnitude",
@@ -31,4 +46,6 @@ __all__ = [
     "NormScale",
     "Random",
     "Reading",
+    "Taylor",
+    "Wanda",
 ]

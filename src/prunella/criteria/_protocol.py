@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from prunella.plan import Axis
@@ -53,3 +54,14 @@ class Criterion(Protocol):
     def __call__(self, members: Sequence[Member], /) -> Tensor:
         """Return the scores, `[channels]`."""
         ...
+
+
+def gate_of(members: Sequence[Member]) -> Tensor | None:
+    """Return the derivative with respect to one gate on each channel, `[passes, channels]`.
+
+    The gate is on what reads the channel: closing it there is the same as removing it. Where no
+    weight reads, it is on everything. None where no gradient was seen.
+    """
+    reading = [member.gates for member in members if member.role == "reads"]
+    gates = [gate for gate in reading or [m.gates for m in members] if gate is not None]
+    return torch.stack(gates).sum(0) if gates else None
