@@ -1,12 +1,15 @@
 """Keep the scale of attention where it is read off the size of heads that become shorter.
 
 `scaled_dot_product_attention` divides scores by the root of head_dim, and much code does so by
-hand. The sum over the positions that are kept is near the whole sum, since the least important ones
-went; divided by a smaller root it would not be: at half the positions every score would grow by
-41 percent, and attention become that much sharper. It would also differ from the masked model, in
-which these positions are zeros and the scale is the old one: what was measured and trained before
-the cut would not be what comes out of it. So the old scale is kept. Where the code computes the
-scale from a size, queries and keys carry the quotient of both scales in their weights, half each.
+hand. In the masked model positions that go are zeros, and the scale is the old one: that is what
+sensitivity measures and what trains under a mask, so it is what comes out of the cut. With the new
+size's scale every score would grow, by 41 percent at half the positions, at the moment of cutting.
+Where the code computes the scale from a size, queries and keys carry the quotient of both scales in
+their weights, half each.
+
+The old scale is exact, not always the best: sharper attention makes up for a part of what is lost
+(a sentence encoder that lost half of its positions without finetuning did better with the new one).
+Such a temperature is for finetuning or a repair to find, with data; cutting does not guess it.
 """
 
 import math
