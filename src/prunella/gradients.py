@@ -15,7 +15,7 @@ from prunella.examples import Arguments
 from prunella.modes import evaluating
 from prunella.outputs import tensors_in
 from prunella.plan import Axis, Groups
-from prunella.rows import rows_of
+from prunella.rows import sums_of
 from prunella.structure import device_of
 
 PASSES = 256
@@ -54,11 +54,15 @@ def gates_of(model: nn.Module, groups: Groups, data: Calibration) -> dict[Axis, 
     with _differentiable(model, [tensors[name] for name in names]) as wanted:
         for value in _passes(model, data):
             slopes = torch.autograd.grad(value, wanted, retain_graph=True, allow_unused=True)
+            products = {
+                name: tensor.detach().float() * slope.float()
+                for name, tensor, slope in zip(names, wanted, slopes, strict=True)
+                if slope is not None
+            }
             for axis in axes:
-                index = names.index(axis.tensor)
-                slope, weight = slopes[index], wanted[index].detach()
-                product = torch.zeros_like(weight) if slope is None else weight * slope
-                found[axis].append(rows_of(product, groups, axis).float().sum(1))
+                product = products.get(axis.tensor)
+                zero = torch.zeros(groups.axes[axis].size, device=value.device)
+                found[axis].append(zero if product is None else sums_of(product, groups, axis))
     gates = {axis: torch.stack(rows) for axis, rows in found.items()}
     return {axis: each for axis, each in gates.items() if each.any()}
 

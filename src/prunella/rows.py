@@ -11,10 +11,20 @@ def rows_of(tensor: Tensor, groups: Groups, axis: Axis) -> Tensor:
 
     Where every conv group has columns of its own, positions count through all of them.
     """
-    number = groups.axes[axis]
-    parts = tensor.chunk(number.shape[0]) if number.ndim == 2 else (tensor,)
-    rows = [_rows(part, axis.dim) for part in parts]
+    rows = [_rows(part, axis.dim) for part in _parts(tensor, groups, axis)]
     return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+def sums_of(tensor: Tensor, groups: Groups, axis: Axis) -> Tensor:
+    """Return the sum of each row, `[positions]`."""
+    others = [dim for dim in range(tensor.ndim) if dim != axis.dim]
+    parts = _parts(tensor, groups, axis)
+    return torch.cat([part.sum(others) if others else part for part in parts])
+
+
+def _parts(tensor: Tensor, groups: Groups, axis: Axis) -> tuple[Tensor, ...]:
+    number = groups.axes[axis]
+    return tensor.chunk(number.shape[0]) if number.ndim == 2 else (tensor,)
 
 
 def _rows(tensor: Tensor, dim: int) -> Tensor:
