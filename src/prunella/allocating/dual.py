@@ -21,7 +21,7 @@ _ROUNDS = 60
 _SWEEPS = 10
 _TABLE = 1 << 20  # entries of the largest table
 _ENTRIES = 1 << 25  # of all tables together
-_CLOSE = 1e-9
+_CLOSE, _ENOUGH = 1e-9, 1e-4  # of the damage: what prices are sought to, and checked to
 _CHECKS = 4  # how often a descent's prices are checked, and found anew
 
 
@@ -137,7 +137,7 @@ def _checked(problem: Problem, cuts: _Cuts) -> Dual:
             dual = Dual(fixed + bound, tuple(fixed + found for found in marginals), ())
         _, ceiling = cuts.prices()
         new = cuts.add(_descend(problem, prices, tuple(messages.choose())))
-        if not new or ceiling - dual.bound <= _CLOSE * abs(ceiling):
+        if not new or ceiling - dual.bound <= _ENOUGH * abs(ceiling):
             break
     return Dual(dual.bound, dual.marginals, tuple(cuts.states))
 

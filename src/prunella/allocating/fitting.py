@@ -114,6 +114,8 @@ def fit(room: Room, ladders: Sequence[Ladder], damage: Damage | None) -> Fitted:
             room.chooser.clusters, ladders, at, room.multiples, strict=True
         )
     ]
+    if all(len(found) < 3 for found in finer):
+        return fitted
     filled, _ = _fit(room, finer, damage)
     if filled.damage is None or fitted.bound is None:
         return filled

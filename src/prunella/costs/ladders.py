@@ -64,6 +64,7 @@ class LadderCosts:
         full = np.array([*(len(dim) for dim in dims), 1], dtype=np.int64)
         for share in self._shares:
             full[share.dims] -= share.kept[:-1, 0]
+        self._neighbours: dict[int, list[int]] = {}
         self._fixed = full  # of every dimension, what no level changes
         self.put([0] * len(ladders))
 
@@ -152,9 +153,12 @@ class LadderCosts:
 
     def neighbours(self, cluster: int) -> list[int]:
         """List the clusters whose savings change with the level of this one."""
-        changed = np.zeros(len(self._dims), dtype=bool)
-        changed[self._shares[cluster].terms] = True
-        return [c for c, share in enumerate(self._shares) if changed[share.terms].any()]
+        if cluster not in self._neighbours:
+            changed = np.zeros(len(self._dims), dtype=bool)
+            changed[self._shares[cluster].terms] = True
+            found = [c for c, share in enumerate(self._shares) if changed[share.terms].any()]
+            self._neighbours[cluster] = found
+        return self._neighbours[cluster]
 
     def parts(self) -> tuple[np.ndarray, dict[Scope, list[tuple[int, np.ndarray]]]]:
         """Multiply the terms out into functions of one cluster, of two, and so on.
