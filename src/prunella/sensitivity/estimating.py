@@ -15,13 +15,11 @@ from prunella.modes import evaluating
 from prunella.plan import Groups, Scores
 from prunella.sensitivity.curves import RATIOS, Sensitivity, removed
 from prunella.sensitivity.measuring import Cut, Progress, analyze, check_value, lowest
+from prunella.sensitivity.processes import Step
 from prunella.sensitivity.sharing import Evaluate
 
 PROBES = 6
 DIVERGENCE = "divergence from the dense model"
-
-Cell = tuple[str, int]
-"""A group, and how many of its channels are removed."""
 
 
 def estimate(  # noqa: PLR0913  every argument is one decision of the user's
@@ -125,9 +123,9 @@ def _summed(
     return Sensitivity(curvature.criterion, False, 0.0, ratios, curves, channels)
 
 
-def _spread(near: Sensitivity, count: int) -> list[Cell]:
+def _spread(near: Sensitivity, count: int) -> list[Step]:
     """Choose cuts at even steps from those that move the outputs least to those that do most."""
-    found: dict[Cell, float] = {}
+    found: dict[Step, float] = {}
     for name, curve in near.curves.items():
         for ratio, value in zip(near.ratios, curve, strict=True):
             gone = removed(ratio, near.channels[name])
@@ -140,7 +138,7 @@ def _spread(near: Sensitivity, count: int) -> list[Cell]:
 
 def _converted(
     near: Sensitivity,
-    cells: Sequence[Cell],
+    cells: Sequence[Step],
     values: Sequence[float],
     metric: str,
     *,

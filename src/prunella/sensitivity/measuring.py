@@ -3,14 +3,18 @@
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from prunella.calibration import Calibration
 from prunella.errors import TaskError
 from prunella.journal import Journal
 from prunella.masking import zeroed
@@ -18,6 +22,8 @@ from prunella.modes import evaluating
 from prunella.plan import Group, Groups, Scores
 from prunella.sensitivity.course import Course
 from prunella.sensitivity.curves import RATIOS, Sensitivity, check_ratios, removed
+from prunella.sensitivity.processes import Step, check_workers, shared_out
+from prunella.sensitivity.recalibrating import recalibrated
 from prunella.sensitivity.sharing import Evaluate, Shared
 from prunella.structure import tensors
 
@@ -43,6 +49,8 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
     data: str = "",
     memory: int | None = None,
     cut: Cut = zeroed,
+    recalibrate: Calibration | None = None,
+    workers: int = 1,
     progress: Progress | None = None,
 ) -> Sensitivity:
     """Evaluate the model with each group alone pruned at each ratio.
@@ -79,17 +87,24 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
             where all evaluations together take seconds. 0: nothing is shared.
         cut: Removes channels for a while: `masking.zeroed`, or what also refits what reads them
             (`Reconstruction.cut`).
+        recalibrate: Batches on which the batch norms from the group on get new statistics before
+            each evaluation, for a while; they cost a forward pass each. None: as trained.
+        workers: Processes that measure side by side, on the CPU with one thread each. The numbers
+            are those of one process; this one alone writes the record.
         progress: Told how far the analysis is.
 
     Returns:
         The metric for every group and ratio.
 
     Raises:
-        TaskError: The metric is not a finite number, or evaluating changed the model.
+        TaskError: The metric is not a finite number, evaluating changed the model, or a process
+            was ended from outside.
+        ConfigError: There cannot be so many workers here.
         WorkspaceError: The record was changed by someone else, or cannot be written.
     """
     ratios = tuple(float(ratio) for ratio in ratios)
     check_ratios(ratios)
+    check_workers(workers, model)
     weights = _fingerprint(tensors(model))
     known: dict[tuple[str, int], float] = {}
     journal = None
@@ -101,7 +116,7 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
                 "structure": groups.graph.digest,
                 "data": data,
                 "scores": _fingerprint_scores(scores),
-                "cut": getattr(cut, "__qualname__", type(cut).__qualname__),
+                "cut": _fingerprint_cut(cut, recalibrate),
                 "metric": f"{metric}, {'higher' if higher_is_better else 'lower'} is better",
             },
         )
@@ -114,24 +129,24 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
         known = {(e["group"], e["removed"]): e["value"] for e in journal.entries}
 
     steps = _steps(groups, ratios)
-    left = sum(step not in known for step in steps)
+    todo = [step for step in steps if step not in known]
+    loop = _Loop(model, groups, scores, cut, recalibrate, Shared(model, evaluate, memory, workers))
+    done = 0
+    for done in range(1, len(steps) - len(todo) + 1):
+        _report(progress, done, len(steps))
     with evaluating(model):
-        shared = Shared(model, evaluate, memory)
-        for done, (name, count) in enumerate(steps, start=1):
-            if (name, count) not in known:
-                value = _measure(shared, model, groups, scores, (name, count), left, cut)
-                check_value(value, metric, groups, name, count)
-                if not count and _fingerprint(tensors(model)) != weights:
-                    raise TaskError(
-                        "evaluating the model changed its weights or buffers; `evaluate` must "
-                        "leave the model as it is (no `model.train()`, no optimizer step)"
-                    )
-                known[name, count] = value
-                left -= 1
-                if journal is not None:
-                    journal.append({"group": name, "removed": count, "value": value})
-            if progress is not None:
-                progress(done, len(steps))
+        for (name, count), value in loop.measure(todo, workers):
+            check_value(value, metric, groups, name, count)
+            if not count and _fingerprint(tensors(model)) != weights:
+                raise TaskError(
+                    "evaluating the model changed its weights or buffers; `evaluate` must "
+                    "leave the model as it is (no `model.train()`, no optimizer step)"
+                )
+            known[name, count] = value
+            if journal is not None:
+                journal.append({"group": name, "removed": count, "value": value})
+            done += 1
+            _report(progress, done, len(steps))
 
     baseline = known["", 0]
     return Sensitivity(
@@ -150,7 +165,7 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
     )
 
 
-def _steps(groups: Groups, ratios: tuple[float, ...]) -> list[tuple[str, int]]:
+def _steps(groups: Groups, ratios: tuple[float, ...]) -> list[Step]:
     """List what to evaluate: ("", 0) is the dense model, then group and channels removed.
 
     The groups come in the order in which the network first reads them, so that what can be shared
@@ -164,22 +179,50 @@ def _steps(groups: Groups, ratios: tuple[float, ...]) -> list[tuple[str, int]]:
     return steps
 
 
-def _measure(
-    shared: Shared,
-    model: nn.Module,
-    groups: Groups,
-    scores: Scores,
-    step: tuple[str, int],
-    left: int,
-    cut: Cut,
-) -> float:
-    """Evaluate the model with a number of a group's channels zeroed."""
-    name, count = step
-    if not count:
-        return float(shared.dense())
-    shared.ready(touched(groups[name]), left)
-    with cut(model, groups, {name: lowest(scores.values[name], count)}):
-        return float(shared.changed())
+def _report(progress: Progress | None, done: int, total: int) -> None:
+    if progress is not None:
+        progress(done, total)
+
+
+@dataclass(frozen=True, eq=False)
+class _Loop:
+    """Everything that one measurement after the other needs."""
+
+    model: nn.Module
+    groups: Groups
+    scores: Scores
+    cut: Cut
+    recalibrate: Calibration | None
+    shared: Shared
+
+    def measure(self, todo: Sequence[Step], workers: int) -> Iterator[tuple[Step, float]]:
+        """Yield the value of every step, the dense model's first."""
+        dense, rest = [s for s in todo if not s[1]], [s for s in todo if s[1]]
+        for step in dense:
+            yield step, float(self.shared.dense())
+        if workers > 1 and rest:
+            # What is found out here is known in all processes.
+            self.shared.ready(touched(self.groups[rest[0][0]]), len(rest))
+            yield from shared_out(rest, workers, partial(self.one, left=len(rest)))
+        else:
+            for i, step in enumerate(rest):
+                yield step, self.one(step, left=len(rest) - i)
+
+    def one(self, step: Step, left: int) -> float:
+        """Evaluate the model with a number of a group's channels cut."""
+        name, count = step
+        changing = touched(self.groups[name])
+        self.shared.ready(changing, left)
+        gone = {name: lowest(self.scores.values[name], count)}
+        with self.cut(self.model, self.groups, gone), self._recalibrated(changing):
+            return float(self.shared.changed())
+
+    def _recalibrated(self, changing: Collection[str]) -> AbstractContextManager[None]:
+        if self.recalibrate is None:
+            return nullcontext()
+        course = Course(self.groups.graph)
+        behind = course.nodes[course.first_use(changing) :]
+        return recalibrated(self.model, self.recalibrate, {node.module for node in behind})
 
 
 def touched(group: Group) -> list[str]:
@@ -214,6 +257,15 @@ def _fingerprint(named: Mapping[str, Tensor]) -> str:
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _fingerprint_cut(cut: Cut, recalibrate: Calibration | None) -> str:
+    name = getattr(cut, "__qualname__", type(cut).__qualname__)
+    if recalibrate is None:
+        return name
+    found = enumerate(pytree.tree_leaves(list(recalibrate.batches)))
+    data = _fingerprint({str(i): leaf for i, leaf in found if isinstance(leaf, Tensor)})
+    return f"{name}, batch norms recalibrated on {data}"
 
 
 def _fingerprint_scores(scores: Scores) -> str:

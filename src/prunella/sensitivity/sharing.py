@@ -102,9 +102,12 @@ class Shared:
         evaluate: The user's function.
         memory: Bytes that may be kept; None: a quarter of what is free, and only where there is
             enough to evaluate that capturing pays. 0 keeps nothing: the model itself runs.
+        workers: Processes that share the memory.
     """
 
-    def __init__(self, model: nn.Module, evaluate: Evaluate, memory: int | None) -> None:
+    def __init__(
+        self, model: nn.Module, evaluate: Evaluate, memory: int | None, workers: int = 1
+    ) -> None:
         self._model = model
         self._evaluate = evaluate
         self._automatic = memory is None
