@@ -99,6 +99,8 @@ class AnalyzeSection(_Section):
 
     precision: Literal["no", "bf16"] = "no"
     """Mixed precision of the measurements."""
+    workers: int = Field(default=1, ge=1)
+    """Processes that measure side by side, on the CPU with one thread each."""
     memory_gb: float | None = Field(default=None, ge=0)
     """Memory for what measurements share, so that less is computed twice; 0 shares nothing; unset:
     a quarter of what is free."""
@@ -166,6 +168,10 @@ class FinetuneSection(_Section):
     """Share of the loss that is learning from the dense model; 0 is off; unset: task suggests."""
     temperature: float | None = Field(default=None, gt=0)
     """Softness of the dense model's answers when learning from them; unset: the task suggests."""
+    feature_distill: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Weight of learning what the dense model makes on the way; 0 is off; unset: task suggests."""
+    carry_state: bool | None = None
+    """Begin a round with the optimizer's state of the round before; unset: the task suggests."""
     ema: float | None = Field(default=None, ge=0, lt=1)
     """Decay of an average of the weights, which is kept instead of the last; 0 is off."""
     masked: bool = False

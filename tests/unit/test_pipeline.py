@@ -18,6 +18,7 @@ from prunella.errors import BudgetError, ConfigError, TaskError, WorkspaceError
 from prunella.pipeline import rounds, stages, verbs
 from prunella.pipeline.context import Context, data_digest, share_of
 from prunella.pipeline.judging import floor_of
+from prunella.pipeline.repairing import inputs_of
 from prunella.pipeline.slots import Slot, attempts
 from prunella.workspace import Entry
 
@@ -323,6 +324,25 @@ def test_a_loader_that_raises_loses_nothing(tmp_path: Path) -> None:
     assert list(folder.rglob("epoch-0001.safetensors"))
 
 
+def test_repair_leaves_less_to_be_finetuned(
+    done: tuple[Path, pipeline.Result], tmp_path: Path
+) -> None:
+    bare = settings(tmp_path / "bare", prune__repair=False, prune__criterion="random")
+    pipeline.prune(bare)
+    one = settings(tmp_path / "repaired", prune__criterion="random")
+    pipeline.prune(one)
+    context = Context(one)
+    before, after = (
+        context.evaluate(prunella.load(folder / "rounds/01/1/pruned", context.dense), "valid")
+        for folder in (tmp_path / "bare", tmp_path / "repaired")
+    )
+    assert after >= before
+    assert len(inputs_of(context).batches) >= 1
+    # The same inputs in every process and after every kill.
+    one_time, other = inputs_of(context).batches, inputs_of(Context(one)).batches
+    assert all(torch.equal(a[0][0], b[0][0]) for a, b in zip(one_time, other, strict=True))
+
+
 def test_a_training_loop_of_the_users_own(tmp_path: Path) -> None:
     own = tmp_path / "own.py"
     own.write_text(
@@ -344,7 +364,9 @@ def task() -> Task:
     return dataclasses.replace(_stated(), train=mine)
 """
     )
-    config = settings(tmp_path / "run", task__spec=str(own), finetune__epochs=3)
+    # Repair, too, would change the bias.
+    more: dict[str, Any] = {"task__spec": str(own), "finetune__epochs": 3, "prune__repair": False}
+    config = settings(tmp_path / "run", **more)
     result = pipeline.run(config)
     dense = Context(config).task.model().head.bias
     assert isinstance(dense, torch.Tensor)
@@ -395,6 +417,8 @@ def test_no_group_is_emptied_while_another_can_give() -> None:
     flat = prunella.Sensitivity("accuracy", True, 1.0, (0.5, 0.9), curves, {"0": 16, "2": 16})
     budget = prunella.Budget(macs=0.5)
     assert len(prunella.allocate(groups, scores, budget, flat.damage).channels["0"]) < 8
-    context: Any = SimpleNamespace(config=load(None, {"prune.max_ratio": 0.5}), note=print)
-    held = prunella.allocate(groups, scores, budget, stages._damage(context, flat, groups))
+    config = load(None, {"prune.max_ratio": 0.5})
+    context: Any = SimpleNamespace(config=config, groups=groups, note=print)
+    damage, most = stages.damage_of(context, flat, groups), stages.most(context, groups)
+    held = prunella.allocate(groups, scores, budget, damage, max_ratio=most)
     assert len(held.channels["0"]) >= 8

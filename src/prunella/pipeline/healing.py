@@ -3,19 +3,28 @@
 import logging
 import shutil
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from prunella.distilling import teaches
 from prunella.experiments import Experiment, Space, search
-from prunella.finetuning import Recipe
-from prunella.pipeline.context import Context, weights_digest
+from prunella.finetuning import Recipe, cut_moments
+from prunella.finetuning.moments import read_moments, write_moments
+from prunella.pipeline.context import Context, own_chance, weights_digest
 from prunella.pipeline.slots import Slot
 from prunella.pipeline.stages import Made, Start, remembered, to_train, trained
+from prunella.plan import Plan
 from prunella.storing import save
-from prunella.workspace import Entry
+from prunella.workspace import Entry, digest_file
 
 # Rates to try where the user names none, as multiples of the task's, the most promising first.
 _AROUND = (1.0, 0.3, 3.0)
+
+_MOMENTS = Path("optimizer", "moments.safetensors")
+"""In the folder of an attempt: what the optimizer remembers at its end."""
 
 log = logging.getLogger("prunella")
 
@@ -30,8 +39,21 @@ def space_of(context: Context, epochs: int) -> Space:
     )
     fixed = {"epochs": epochs, "seed": run.seed, "precision": run.precision}
     recipe = Recipe(**{**suggested, **given, **fixed})
+    if recipe.distill and "distill" not in {**suggested, **given} and not _teaches(context):
+        context.note(
+            "finetuning learns from the labels alone: the model's outputs are no logits of several "
+            "classes (a tensor, or outputs with a tensor named `logits`) to learn from"
+        )
+        recipe = replace(recipe, distill=0.0)
     lrs = settings.lr or tuple(float(f"{recipe.lr * factor:.3g}") for factor in _AROUND)
     return Space(recipe, lrs, settings.decays, settings.trials)
+
+
+def _teaches(context: Context) -> bool:
+    if context.task.train is not None:
+        return True  # its loop decides for itself what it learns from
+    with own_chance(context.config.run.seed, context.device), torch.no_grad():
+        return teaches(context.dense(*context.example))
 
 
 def heal(context: Context, slot: Slot, start: Start, pruned: Entry, *, last: bool) -> Entry:
@@ -50,11 +72,15 @@ def heal(context: Context, slot: Slot, start: Start, pruned: Entry, *, last: boo
     inputs: dict[str, Any] = {
         "pruned": pruned.payload["model"],
         "data": dict(context.data),
-        "teacher": context.weights if space.recipe.distill else "none",
+        "teacher": context.weights if space.recipe.taught else "none",
         "recipe": asdict(space.recipe),
         "experiments": list(space.points),
         "masked": settings.masked,
     }
+    kept = context.space.folder / start.name / _MOMENTS
+    carried = kept if space.recipe.carry_state and start.name != "dense" and kept.exists() else None
+    if carried is not None:
+        inputs["optimizer"] = digest_file(carried)
     folder = context.space.path(slot.name, "experiments")
 
     def make() -> Made:
@@ -64,6 +90,9 @@ def heal(context: Context, slot: Slot, start: Start, pruned: Entry, *, last: boo
         )
         log.info("%s: finetuning, %s", slot, how)
         model, plan = to_train(context, slot, start)
+        moments = read_moments(carried) if carried is not None else None
+        if moments is not None and plan is None:
+            moments = cut_moments(moments, _step(context, slot))
         found = search(
             model.train(),  # as a loop of the user's own would find a model it has just built
             context.task,
@@ -71,10 +100,20 @@ def heal(context: Context, slot: Slot, start: Start, pruned: Entry, *, last: boo
             folder=folder,
             teacher=context.dense,
             plan=plan,
+            moments=moments,
             progress=context.progress,
         )
         healed = trained(found.model.to(context.device), plan)
         context.space.replace_folder(f"{slot.name}/finetuned", lambda fresh: save(healed, fresh))
+        files = [f"{slot.name}/finetuned"]
+        left = found.best.moments
+        if left:
+            left = left if plan is None else cut_moments(left, plan)
+            context.space.replace_folder(
+                f"{slot.name}/{_MOMENTS.parent}",
+                lambda fresh: write_moments(left, fresh / _MOMENTS.name),
+            )
+            files.append(f"{slot.name}/{_MOMENTS.parent}")
         seconds = sum(experiment.seconds for experiment in found.experiments)
         return {
             "metric": found.value,
@@ -83,7 +122,7 @@ def heal(context: Context, slot: Slot, start: Start, pruned: Entry, *, last: boo
             "experiments": [_row(each, found.number) for each in found.experiments],
             "recipe": asdict(found.recipe),
             "seconds": max(seconds, time.perf_counter() - began),
-        }, (f"{slot.name}/finetuned",)
+        }, tuple(files)
 
     entry = remembered(context, slot.record("finetune"), inputs, make, together=True)
     # The result is on disk: what only served to go on after a kill may go.
@@ -91,6 +130,10 @@ def heal(context: Context, slot: Slot, start: Start, pruned: Entry, *, last: boo
     for checkpoint in folder.glob("experiment-*"):
         shutil.rmtree(checkpoint, ignore_errors=True)
     return entry
+
+
+def _step(context: Context, slot: Slot) -> Plan:
+    return Plan.from_json((context.space.folder / slot.name / "step.json").read_text())
 
 
 def _row(experiment: Experiment, best: int) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from prunella.allocating import allocate
 from prunella.carrying import plan_of
 from prunella.errors import PrunellaError
 from prunella.masking import mask
-from prunella.pipeline.context import Context, share_of, weights_digest
+from prunella.pipeline.context import Context, share_of, threads, weights_digest
 from prunella.pipeline.peers import agreed
+from prunella.pipeline.repairing import ranking, repaired
 from prunella.pipeline.slots import Slot, forget_after
 from prunella.plan import Budget, Groups, Plan
 from prunella.progress import Progress
@@ -148,7 +149,7 @@ def foundation(context: Context) -> tuple[Task, dict[str, Any]]:
         "data": context.data[settings.split],
         "settings": {
             **settings.model_dump(mode="json", include=_MEASURED),
-            "criterion": context.config.prune.criterion,
+            **chosen_by(context),
             "exclude": list(context.config.prune.exclude),
         },
     }
@@ -161,13 +162,14 @@ def sensitivity(context: Context) -> Entry:
 
     def make() -> Made:
         began = time.perf_counter()
-        scores = score(context.dense, context.groups, context.config.prune.criterion)
+        ranked = ranking(context, context.dense, context.groups)
         log.info("analyzing %d groups at %d ratios", len(context.groups), len(settings.ratios))
-        with counted(context.progress, "analyze") as progress:
+        one = 1 if settings.workers > 1 else None
+        with threads(one), counted(context.progress, "analyze") as progress:
             found = analysis.analyze(
                 context.dense,
                 context.groups,
-                scores,
+                ranked.scores,
                 lambda model: evaluate(
                     model, task, settings.split, device=context.device, precision=settings.precision
                 ),
@@ -176,7 +178,9 @@ def sensitivity(context: Context) -> Entry:
                 ratios=settings.ratios,
                 record=context.space.path("analysis.journal"),
                 data=f"{inputs['data']}, {settings.split}, {settings.share=}, {settings.precision}",
+                workers=settings.workers,
                 memory=None if settings.memory_gb is None else int(settings.memory_gb * 2**30),
+                cut=ranked.cut,
                 progress=progress,
             )
         return {"sensitivity": found.to_json(), "seconds": time.perf_counter() - began}, ()
@@ -246,7 +250,7 @@ def cut(
         "target": dict(target),
         "sensitivity": digest(text),
         "settings": {
-            "criterion": context.config.prune.criterion,
+            **chosen_by(context),
             "exclude": list(context.config.prune.exclude),
             "max_ratio": context.config.prune.max_ratio,
         },
@@ -259,12 +263,13 @@ def cut(
         context.space.clear(slot.name)
         first = start.name == "dense"
         groups = context.groups if first else context.groups_of(start.model)
-        scores = score(start.model, groups, context.config.prune.criterion)
+        scores = ranking(context, start.model, groups).scores
         budget = Budget(**{name: limit_of(context, name, part) for name, part in target.items()})
         curves = Sensitivity.from_json(text)
         damage, largest = damage_of(context, curves, groups), most(context, groups)
         plan = allocate(groups, scores, budget, damage, max_ratio=largest)
-        pruned, proof = transform_and_prove(start.model, plan, context.example, {})
+        healed = repaired(context, start.model, plan)
+        pruned, proof = transform_and_prove(healed, plan, context.example, {})
         whole = plan_of(pruned)
         assert whole is not None, "a transformed model carries its plan"
         value = context.evaluate(pruned, "valid")
@@ -302,12 +307,21 @@ def to_train(context: Context, slot: Slot, start: Start) -> tuple[nn.Module, Pla
     if not context.config.finetune.masked:
         return context.load(f"{slot.name}/pruned"), None
     plan = Plan.from_json((context.space.folder / slot.name / "step.json").read_text())
-    return mask(start.model, plan), plan
+    return mask(repaired(context, start.model, plan), plan), plan
 
 
 def trained(model: nn.Module, plan: Plan | None) -> nn.Module:
     """Cut what was trained masked; what was trained pruned is as it shall be."""
     return model if plan is None else transform(model, plan, certify=False)
+
+
+def chosen_by(context: Context) -> dict[str, Any]:
+    """Name the settings that decide which channels go, and what makes up for them."""
+    settings = context.config.prune
+    found: dict[str, Any] = {"criterion": settings.criterion, "repair": settings.repair}
+    if settings.repair:
+        found |= {"calibration": settings.calibration, "inputs": context.data["train"]}
+    return found
 
 
 def shares(target: Mapping[str, float]) -> str:

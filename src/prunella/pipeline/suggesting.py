@@ -17,6 +17,7 @@ from prunella.calibration import Calibration
 from prunella.errors import BudgetError
 from prunella.examples import Arguments
 from prunella.pipeline.context import Context, share_of
+from prunella.pipeline.repairing import ranking
 from prunella.pipeline.stages import (
     Made,
     counted,
@@ -75,7 +76,7 @@ def _estimated(context: Context) -> Sensitivity:
 
     def make() -> Made:
         began = time.perf_counter()
-        scores = score(context.dense, context.groups, context.config.prune.criterion)
+        scores = ranking(context, context.dense, context.groups).scores
         log.info("estimating the sensitivity of %d groups", len(context.groups))
         with counted(context.progress, "estimate") as progress:
             found = analysis.estimate(
