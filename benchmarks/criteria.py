@@ -15,7 +15,7 @@ every third pair of STS-B's. What criteria look at are others of the same, witho
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,19 +133,19 @@ SUBJECTS = {
 }
 
 
-def measure(subject: Subject, known: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Return what is left of the quality, by criterion, at each share of the MACs."""
+def measure(subject: Subject, found: dict[str, list[float]]) -> Iterator[str]:
+    """Add what is left of the quality, by criterion, at each share of the MACs; yield each name."""
     model, example, judge, seen = subject.parts()
     groups = prunella.couple(prunella.trace(model, example))
-    found = known or {"dense": [judge(model)] * len(SHARES)}
+    if "dense" not in found:
+        found["dense"] = [judge(model)]
     for name in CRITERIA:
-        if name in found:
-            continue
-        scores = prunella.score(model, groups, name, seen)
-        plans = [prunella.allocate(groups, scores, prunella.Budget(macs=s)) for s in SHARES]
-        found[name] = [judge(prunella.transform(model, p, certify=False)) for p in plans]
-        print(f"{subject.name:20}{name:14}", *(f"{v:7.2f}" for v in found[name]), flush=True)
-    return found
+        if name not in found:
+            scores = prunella.score(model, groups, name, seen)
+            plans = [prunella.allocate(groups, scores, prunella.Budget(macs=s)) for s in SHARES]
+            found[name] = [judge(prunella.transform(model, p, certify=False)) for p in plans]
+            print(f"{subject.name:20}{name:14}", *(f"{v:7.2f}" for v in found[name]), flush=True)
+            yield name
 
 
 def page(rows: dict[str, dict[str, list[float]]]) -> str:
@@ -154,11 +154,10 @@ def page(rows: dict[str, dict[str, list[float]]]) -> str:
     lines = ["| criterion | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for criterion in ("dense", *CRITERIA):
         cells = [
-            " / ".join(f"{v:.1f}" for v in (f[criterion][:1] if criterion == "dense" else
-                                            f[criterion]))
-            for f in rows.values()
-        ]  # fmt: skip
-        lines.append(f"| `{criterion}` | " + " | ".join(cells) + " |")
+            " / ".join(f"{value:.1f}" for value in found[criterion]) if criterion in found else ""
+            for found in rows.values()
+        ]
+        lines.append(f"| {criterion} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -176,10 +175,11 @@ def main() -> int:
     path = OUT.with_suffix(".json")
     rows = json.loads(path.read_text()) if options.resume and path.exists() else {}
     for key in options.names or SUBJECTS:
-        rows[key] = measure(SUBJECTS[key], rows.get(key, {}))
+        found = rows.setdefault(key, {})
         rows = {key: rows[key] for key in SUBJECTS if key in rows}
-        path.write_text(json.dumps(rows, indent=1) + "\n")
-        OUT.with_suffix(".md").write_text(page(rows))
+        for _ in measure(SUBJECTS[key], found):
+            path.write_text(json.dumps(rows, indent=1) + "\n")
+            OUT.with_suffix(".md").write_text(page(rows))
     return 0
 
 
