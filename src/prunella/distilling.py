@@ -1,14 +1,16 @@
-"""Learn from a teacher's outputs besides the targets."""
+"""Learn from a teacher's outputs, and from what it makes on the way, besides the targets."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from prunella.errors import TaskError
 
 _IMAGE_DIMS = 4
+_FAINT = 1e-6  # mean square below which a teacher's feature counts as this: there is nothing in it
 
 
 def distillation(outputs: Any, teacher_outputs: Any, temperature: float) -> Tensor:
@@ -69,3 +71,34 @@ def logits_of(outputs: Any) -> Tensor:
             f"model returned {type(outputs).__name__}. Set `distill = 0`, or return such outputs"
         )
     return found
+
+
+def teaches(outputs: Any) -> bool:
+    """Tell whether a teacher's outputs are of use to `distillation`: logits of several classes."""
+    try:
+        distillation(outputs, outputs, 1.0)
+    except TaskError:
+        return False
+    return True
+
+
+def feature_distance(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Compute how far a model's features are from its teacher's, as a share of the teacher's.
+
+        mean over pairs of  mean((feature - teacher)^2) / mean(teacher^2)
+
+    0 is equal, 1 is as far as a feature of zeros, whatever the network and the size of its numbers.
+
+    Args:
+        pairs: Features of model and teacher, of the same shape; at least one pair.
+
+    Source:
+        Romero et al. 2015, "FitNets: Hints for Thin Deep Nets", section 2.2, without its regressor:
+        a pruned model's channels are some of its teacher's.
+    """
+    shares = []
+    for mine, theirs in pairs:
+        wanted = theirs.float()
+        size = wanted.square().mean().clamp_min(_FAINT)
+        shares.append((mine.float() - wanted).square().mean() / size)
+    return torch.stack(shares).mean()

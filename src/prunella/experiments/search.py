@@ -17,8 +17,9 @@ from torch import nn
 from prunella.errors import ConfigError, TaskError
 from prunella.experiments.halving import ranked, rungs, total_epochs
 from prunella.experiments.ledger import Experiment, Ledger
-from prunella.finetuning import DECAYS, Decay, DivergedError, Finetuned, Recipe, finetune
+from prunella.finetuning import DECAYS, Decay, DivergedError, Finetuned, Moments, Recipe, finetune
 from prunella.finetuning.loop import digest
+from prunella.finetuning.moments import digest_moments
 from prunella.plan import Plan
 from prunella.progress import Progress, or_silent
 from prunella.tasks import Task
@@ -122,7 +123,7 @@ class Search:
         return sum(experiment.epochs for experiment in self.experiments)
 
 
-def search(
+def search(  # noqa: PLR0913
     model: nn.Module,
     task: Task,
     space: Space,
@@ -130,6 +131,7 @@ def search(
     folder: Path,
     teacher: nn.Module | None = None,
     plan: Plan | None = None,
+    moments: Moments | None = None,
     progress: Progress | None = None,
 ) -> Search:
     """Finetune a model in several ways and keep the best.
@@ -149,6 +151,7 @@ def search(
         folder: Where the study and the trainings are kept.
         teacher: See `finetune`.
         plan: See `finetune`.
+        moments: See `finetune`.
         progress: See `prunella.progress`.
 
     Raises:
@@ -164,8 +167,9 @@ def search(
         "points": space.points,
         "task": task.name,
         "model": digest(model),
-        "teacher": digest(teacher) if teacher is not None and space.recipe.distill else None,
+        "teacher": digest(teacher) if teacher is not None and space.recipe.taught else None,
         "plan": plan and hashlib.sha256(plan.to_json().encode()).hexdigest(),
+        "moments": digest_moments(moments) if moments and space.recipe.carry_state else None,
     }
 
     def train(number: int, until: int, seen: Callable[[int, float], None]) -> Finetuned:
@@ -179,6 +183,7 @@ def search(
             replace(space.recipe, **space.points[number]),
             teacher=teacher,
             plan=plan,
+            moments=moments,
             checkpoint=folder / f"experiment-{number:02d}",
             progress=progress,
             report=report,

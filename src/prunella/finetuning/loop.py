@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from prunella.errors import ConfigError, TaskError
 from prunella.finetuning.averaging import Average, put
 from prunella.finetuning.checkpoint import Checkpoint, Saved
+from prunella.finetuning.features import Features, points_of
 from prunella.finetuning.feeding import Feed, own_randomness
 from prunella.finetuning.learner import Learner, channels_last, make_optimizer
-from prunella.finetuning.losses import DivergedError, EpochLosses, check_weights, loss_of
+from prunella.finetuning.losses import DivergedError, EpochLosses, Taught, check_weights, loss_of
+from prunella.finetuning.moments import Moments, digest_moments, moments_of, remember
 from prunella.finetuning.recipe import Epoch, Finetuned, Recipe
 from prunella.finetuning.schedule import factor
 from prunella.modes import evaluating
@@ -41,6 +43,7 @@ def finetune(  # noqa: PLR0913
     *,
     teacher: nn.Module | None = None,
     plan: Plan | None = None,
+    moments: Moments | None = None,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
     report: Report | None = None,
@@ -57,9 +60,12 @@ def finetune(  # noqa: PLR0913
         task: Whose "train" split is trained on and whose "valid" split judges each epoch. Its own
             `train`, where it has one, is called instead of this loop.
         recipe: How.
-        teacher: The original model, for `recipe.distill > 0`; without it that share is off.
+        teacher: The original model, for the recipe's `distill` and `feature_distill`; without it
+            both are off.
         plan: Keep what this plan removes at zero after every step: masked training of a dense
             model. None for a pruned model.
+        moments: What an optimizer of the same kind remembers of the training before, cut like the
+            model (`finetuning.cut_moments`); for `recipe.carry_state`.
         checkpoint: Folder in which each finished epoch is saved, and from which training goes on.
             With several processes all must see it.
         progress: See `prunella.progress`.
@@ -71,10 +77,11 @@ def finetune(  # noqa: PLR0913
         DivergedError: The loss or the weights are not finite. (A TaskError.)
         TaskError: The task's data, loss, metric or training loop raises.
         WorkspaceError: The checkpoint is damaged, or the disk is full.
-        ConfigError: No parameter of the model can be trained.
+        ConfigError: No parameter of the model can be trained, or `moments` are of another model.
     """
-    if not recipe.distill or task.train is not None:
+    if not recipe.taught or task.train is not None:
         teacher = None
+    moments = moments if recipe.carry_state and task.train is None else None
     accelerator = Accelerator()
     store = _Store(
         accelerator,
@@ -85,6 +92,7 @@ def finetune(  # noqa: PLR0913
             "model": digest(model),
             "teacher": teacher and digest(teacher),
             "plan": plan and hashlib.sha256(plan.to_json().encode()).hexdigest(),
+            "moments": moments and digest_moments(moments),
             "processes": accelerator.num_processes,
         },
     )
@@ -97,7 +105,7 @@ def finetune(  # noqa: PLR0913
                 "no parameter of the model requires a gradient, so there is nothing to finetune. "
                 "Call `model.requires_grad_(True)` first"
             )
-        training = _Training(accelerator, trained, task, recipe, teacher, plan)
+        training = _Training(accelerator, trained, task, recipe, teacher, plan, moments)
         with training.ready():
             return training.run(store, progress, report)
 
@@ -113,6 +121,7 @@ class _Training:
         recipe: Recipe,
         teacher: nn.Module | None,
         plan: Plan | None,
+        moments: Moments | None,
     ) -> None:
         self._accelerator = accelerator
         self._device = next(model.parameters()).device
@@ -121,8 +130,11 @@ class _Training:
         optimizer = make_optimizer(model, recipe)
         self._learner, self._optimizer = accelerator.prepare(Learner(model, recipe), optimizer)
         self._plain_optimizer = optimizer
+        if moments:
+            remember(model, optimizer, moments)
         if plan is not None:
             _mask(model, plan)
+        self._features: Features | None = None
         self._average = Average(model, recipe.ema) if recipe.ema else None
 
     def ready(self) -> ExitStack:
@@ -140,7 +152,17 @@ class _Training:
         stack.callback(back)
         if self._teacher is not None:
             stack.enter_context(evaluating(self._teacher.to(self._accelerator.device)))
+            if self._recipe.feature_distill:
+                self._features = self._compared(self._teacher)
+                stack.callback(self._features.close)
         return stack
+
+    def _compared(self, teacher: nn.Module) -> Features:
+        # Chosen on inputs that are always the same, so that a training that goes on has the same.
+        example = to_device(self._task.example_inputs, self._accelerator.device)
+        points = points_of(self._model, teacher, example, self._plan)
+        _LOG.info("features compared with the teacher's: %s", "; ".join(map(str, points)))
+        return Features(self._model, teacher, points)
 
     def run(self, store: "_Store", progress: Progress | None, report: Report | None) -> Finetuned:
         accelerator, recipe = self._accelerator, self._recipe
@@ -186,6 +208,7 @@ class _Training:
             finished=len(history) == recipe.epochs,
             resumed=resumed,
             note=note,
+            moments=moments_of(self._model, self._plain_optimizer) if recipe.carry_state else {},
         )
 
     def _epoch(self, number: int, steps: int, feed: Feed, progress: Progress) -> float:
@@ -222,7 +245,7 @@ class _Training:
             self._average.update(step)
         return loss
 
-    def _taught(self, inputs: tuple[Any, ...]) -> Any | None:
+    def _taught(self, inputs: tuple[Any, ...]) -> Taught | None:
         if self._teacher is None:
             return None
         if self._recipe.channels_last:
@@ -230,7 +253,8 @@ class _Training:
         half = self._recipe.precision == "bf16"
         kind = self._accelerator.device.type
         with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=half):
-            return self._teacher(*inputs)
+            outputs = self._teacher(*inputs)
+        return Taught(outputs, self._features.take() if self._features is not None else ())
 
     def _factor(self, step: int, steps: int) -> float:
         recipe = self._recipe

@@ -1,12 +1,14 @@
 """The loss of each step, its mean over an epoch, and the alarm when it is not finite."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunella.distilling import distillation
+from prunella.distilling import distillation, feature_distance
 from prunella.errors import TaskError
 from prunella.finetuning.recipe import Epoch, Recipe
 from prunella.tasks import Task
@@ -31,17 +33,26 @@ class DivergedError(TaskError):
         self.history: tuple[Epoch, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class Taught:
+    """What a teacher says of a batch: its outputs, and pairs of the model's features and its."""
+
+    outputs: Any
+    features: Sequence[tuple[Tensor, Tensor]] = ()
+
+
 def loss_of(
-    task: Task, recipe: Recipe, outputs: Any, batch: Any, teacher_outputs: Any | None
+    task: Task, recipe: Recipe, outputs: Any, batch: Any, taught: Taught | None = None
 ) -> Tensor:
     """Mix the task's loss and the distance to the teacher.
 
-        (1 - distill) * loss + distill * distillation, or the loss alone without a teacher
+        (1 - distill) * loss + distill * distillation + feature_distill * feature_distance,
+        or the loss alone without a teacher
 
     Raises:
         TaskError: The task's loss raises or is not one number.
     """
-    share = 0.0 if teacher_outputs is None else recipe.distill
+    share = 0.0 if taught is None else recipe.distill
     mixed: Tensor | None = None
     if share < 1:
         try:
@@ -56,10 +67,12 @@ def loss_of(
             raise TaskError(
                 f"the loss of task `{task.name}` must be a tensor of one number, got {found}"
             )
-    if share:
-        away = distillation(outputs, teacher_outputs, recipe.temperature)
+    if taught is not None and share:
+        away = distillation(outputs, taught.outputs, recipe.temperature)
         mixed = share * away if mixed is None else (1 - share) * mixed + share * away
     assert mixed is not None, "either share is below 1 or it is above 0"
+    if taught is not None and taught.features:
+        mixed = mixed + recipe.feature_distill * feature_distance(taught.features)
     return mixed
 
 

@@ -1,11 +1,13 @@
 """How to finetune, and what came of it: two frozen values."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import nn
 
 from prunella.errors import ConfigError
+from prunella.finetuning.moments import Moments
 from prunella.finetuning.schedule import DECAYS, Decay
 
 
@@ -24,6 +26,10 @@ class Recipe:
         weight_decay: Pulls weights to zero; biases and norms, which have one dimension, are exempt.
         distill: Share of the loss that pulls towards the teacher's outputs, 0 = off, 1 = all.
         temperature: By which logits are divided in that share, > 0.
+        feature_distill: Weight of what is added to the loss to pull what the model makes on the way
+            towards what the teacher makes there (`distilling.feature_distance`), 0 = off.
+        carry_state: Begin with what the optimizer remembers of the training before the prune, where
+            that is given, and hand out what it remembers at the end.
         ema: Share of the running average of the weights kept at each step, e.g. 0.999; the average
             is what is judged and returned. 0 = off.
         seed: With the epoch, decides every random number of the training.
@@ -40,10 +46,17 @@ class Recipe:
     weight_decay: float = 1e-4
     distill: float = 0.5
     temperature: float = 4.0
+    feature_distill: float = 0.0
+    carry_state: bool = False
     ema: float = 0.0
     seed: int = 0
     precision: Literal["no", "bf16"] = "no"
     channels_last: bool = False
+
+    @property
+    def taught(self) -> bool:
+        """Whether a teacher has a part in the loss."""
+        return self.distill > 0 or self.feature_distill > 0
 
     def __post_init__(self) -> None:
         rules = {
@@ -57,6 +70,9 @@ class Recipe:
             f"weight_decay is at least 0, got {self.weight_decay}": self.weight_decay >= 0,
             f"distill is a share of the loss in [0, 1], got {self.distill}": 0 <= self.distill <= 1,
             f"temperature is greater than 0, got {self.temperature}": self.temperature > 0,
+            f"feature_distill is at least 0 and finite, got {self.feature_distill}": (
+                0 <= self.feature_distill < math.inf
+            ),
             f"ema is in [0, 1), got {self.ema}": 0 <= self.ema < 1,
             f"seed is at least 0, got {self.seed}": self.seed >= 0,
             f"precision is 'no' or 'bf16', got {self.precision!r}": self.precision
@@ -92,6 +108,7 @@ class Finetuned:
         finished: False where `report` asked to stop before the last epoch.
         resumed: How many epochs were taken from the checkpoint.
         note: Why a checkpoint that was there was not used; "" otherwise.
+        moments: What the optimizer remembers, if the recipe carries it on; else nothing.
     """
 
     model: nn.Module
@@ -100,6 +117,7 @@ class Finetuned:
     finished: bool
     resumed: int = 0
     note: str = ""
+    moments: Moments = field(default_factory=dict)
 
     @property
     def metric(self) -> float:
