@@ -40,8 +40,10 @@ def repairs(context: Context) -> bool:
 def ranking(context: Context, model: nn.Module, groups: Groups) -> Ranking:
     """Rank the channels of a model's groups."""
     criterion = context.config.prune.criterion
-    if criterion != "auto" or not repairs(context):
-        return Ranking(score(model, groups, criterion))
+    if criterion != "auto":
+        return Ranking(score(model, groups, criterion, inputs_of(context)))
+    if not repairs(context):
+        return Ranking(score(model, groups))
     found = reconstruct(
         model, groups, score(model, groups), inputs_of(context), progress=context.progress
     )
