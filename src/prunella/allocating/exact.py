@@ -16,7 +16,7 @@ from scipy.sparse import coo_array
 from prunella.allocating.problem import Problem, State
 from prunella.costs.ladders import Scope
 
-_NODES = 20_000
+_NODES = 2_000
 _UNIT = 1e6  # a limit above this is scaled to it
 _ATTEMPTS = 3
 

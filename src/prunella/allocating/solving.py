@@ -16,7 +16,7 @@ from prunella.allocating.polishing import give_back, trade
 from prunella.allocating.problem import Problem, State
 from prunella.allocating.steps import by_damage, spend
 
-SECONDS = 5.0
+SECONDS = 20.0  # a safeguard: nodes are what is counted, so that a busy machine finds the same
 _NEAR = 8  # choices to which channels are given back
 _CLOSE = 1e-7  # of all damage: nothing better is worth looking for
 _ENOUGH = 1e-3  # likewise, where looking takes long
