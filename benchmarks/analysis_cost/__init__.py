@@ -12,8 +12,7 @@ Protocol:
   number by number with *plain*.
 - *estimate*: `estimate(...)` with so many samples, the dense model and 6 cuts evaluated in full.
 - *one pass*: the same, but distances are not measured: they are the sums of the diagonal Fisher
-  information of the removed channels (`score(..., "fisher")`), from one pass of gradients over the
-  samples, with their labels.
+  information of the removed channels (`score(..., "fisher")`), from gradients without labels.
 - Curves are compared by Spearman's rank correlation over all groups and ratios, with the *plain*
   cross-entropy and with the *plain* accuracy. *halves* is the same between the two halves of the
   images of *plain* itself: what noise leaves of it.

@@ -122,7 +122,7 @@ def _one_pass(
     estimate: Callable[..., prunella.Sensitivity], data: Calibration
 ) -> prunella.Sensitivity:
     model, groups, _ = estimate.args  # type: ignore[attr-defined]
-    curvature = prunella.score(model, groups, "fisher", data)
+    curvature = prunella.score(model, groups, "fisher", Calibration(data.batches))
     return estimate(data=data, probes=PROBES, curvature=curvature)
 
 

@@ -76,13 +76,13 @@ def _estimated(context: Context) -> Sensitivity:
 
     def make() -> Made:
         began = time.perf_counter()
-        scores = ranking(context, context.dense, context.groups).scores
+        ranked = ranking(context, context.dense, context.groups)
         log.info("estimating the sensitivity of %d groups", len(context.groups))
         with counted(context.progress, "estimate") as progress:
             found = analysis.estimate(
                 context.dense,
                 context.groups,
-                scores,
+                ranked.scores,
                 _samples(context, SAMPLES),
                 lambda model: tasks.evaluate(
                     model, task, settings.split, device=context.device, precision=settings.precision
@@ -90,6 +90,7 @@ def _estimated(context: Context) -> Sensitivity:
                 metric=task.metric.name,
                 higher_is_better=task.metric.higher_is_better,
                 ratios=settings.ratios,
+                cut=ranked.cut,
                 progress=progress,
             )
         return {"sensitivity": found.to_json(), "seconds": time.perf_counter() - began}, ()
@@ -146,7 +147,7 @@ def forecasts(context: Context, curves: Sensitivity) -> tuple[list[Forecast], st
 def forecast(context: Context, curves: Sensitivity, target: Mapping[str, float]) -> Forecast:
     """Make the plan for a budget (shares of the dense model), and predict what it does."""
     groups, dense = context.groups, context.costs
-    scores = score(context.dense, groups, context.config.prune.criterion)
+    scores = score(context.dense, groups)  # which channels go changes no cost and no prediction
     plan = allocate(
         groups,
         scores,
