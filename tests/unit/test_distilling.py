@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunella.distilling import distillation, logits_of
+from prunella.distilling import distillation, feature_distance, logits_of, teaches
 from prunella.errors import TaskError
 
 
@@ -70,3 +70,29 @@ def test_other_classes() -> None:
 def test_no_classes(shape: tuple[int, ...]) -> None:
     with pytest.raises(TaskError, match="have no classes to compare"):
         distillation(torch.zeros(shape), torch.zeros(shape), 1.0)
+
+
+def test_feature_distance_by_hand() -> None:
+    wanted = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    moved = wanted + torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    # squares: 1 + 4 away, of 9 + 16
+    assert feature_distance([(moved, wanted)]).item() == pytest.approx(5 / 25)
+    assert feature_distance([(moved, wanted), (wanted, wanted)]).item() == pytest.approx(2.5 / 25)
+    assert feature_distance([(torch.zeros(2, 2), wanted)]).item() == pytest.approx(1.0)
+    # The size of a network's numbers makes no difference, and neither does an empty feature.
+    assert feature_distance([(100 * moved, 100 * wanted)]).item() == pytest.approx(5 / 25)
+    assert feature_distance([(torch.zeros(2, 2), torch.zeros(2, 2))]).item() == 0
+
+
+@pytest.mark.parametrize(
+    ("outputs", "wanted"),
+    [
+        (torch.zeros(2, 3), True),
+        ({"logits": torch.zeros(2, 5, 7)}, True),
+        (torch.zeros(2, 1), False),
+        (torch.zeros(()), False),
+        ([{"boxes": torch.zeros(2, 4)}], False),
+    ],
+)
+def test_what_can_teach(outputs: Any, wanted: bool) -> None:
+    assert teaches(outputs) is wanted

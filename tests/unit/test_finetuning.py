@@ -20,9 +20,18 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import prunella
 from prunella.errors import ConfigError, TaskError, WorkspaceError
-from prunella.finetuning import DECAYS, DivergedError, Recipe, checkpoint, finetune
+from prunella.finetuning import (
+    DECAYS,
+    DivergedError,
+    Recipe,
+    checkpoint,
+    cut_moments,
+    finetune,
+)
 from prunella.finetuning.averaging import Average
+from prunella.finetuning.features import Features, points_of
 from prunella.finetuning.feeding import Feed, own_randomness
+from prunella.finetuning.moments import digest_moments, read_moments, write_moments
 from prunella.finetuning.schedule import factor, warmup_steps
 from prunella.progress import silent
 from prunella.tasks import Metric, evaluate
@@ -91,6 +100,8 @@ def test_one_step_and_steps_beyond_the_last() -> None:
         ({"warmup": 1.0}, r"warmup is a share of the steps in \[0, 1\)"),
         ({"distill": 1.5}, r"distill is a share of the loss in \[0, 1\], got 1.5"),
         ({"temperature": 0.0}, "temperature is greater than 0"),
+        ({"feature_distill": -0.1}, "feature_distill is at least 0 and finite, got -0.1"),
+        ({"feature_distill": math.nan}, "feature_distill is at least 0 and finite, got nan"),
         ({"ema": 1.0}, r"ema is in \[0, 1\)"),
         ({"optimizer": "lion"}, "optimizer is 'sgd' or 'adamw', got 'lion'"),
         ({"precision": "fp16"}, "precision is 'no' or 'bf16', got 'fp16'"),
@@ -289,6 +300,191 @@ def test_loader_without_length_is_counted() -> None:
     assert done.history[0].lr == pytest.approx(0.05 / 6)
 
 
+# ---- features
+
+
+class Residual(nn.Module):
+    """Two stages of one residual block each, the second at half the resolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.conv1 = nn.Conv2d(8, 12, 3, padding=1)
+        self.norm1 = nn.BatchNorm2d(12)
+        self.conv2 = nn.Conv2d(12, 8, 3, padding=1)
+        self.down = nn.Conv2d(8, 16, 3, padding=1, stride=2)
+        self.norm2 = nn.BatchNorm2d(16)
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, points: Tensor) -> Tensor:
+        images = points[:, None, None, :].expand(-1, -1, 4, -1)
+        hidden = torch.relu(self.stem(images))
+        hidden = torch.relu(hidden + self.conv2(torch.relu(self.norm1(self.conv1(hidden)))))
+        hidden = torch.relu(self.norm2(self.down(hidden)))
+        outputs: Tensor = self.head(hidden.mean((2, 3)))
+        return outputs
+
+
+def cut_residual() -> tuple[nn.Module, nn.Module, prunella.Plan]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        dense = Residual().eval()
+    done = prunella.prune(dense, torch.randn(2, 4), ratio=0.5)
+    return dense, done.model, done.plan
+
+
+def test_points_are_the_ends_of_stages_on_the_kept_channels() -> None:
+    dense, pruned, plan = cut_residual()
+    inputs = (torch.randn(3, 4),)
+    points = points_of(pruned, dense, inputs)
+    assert [point.place for point in points] == [("down", "in"), ("norm2", "out"), ("head", "in")]
+    assert [point.theirs for point in points] == [
+        plan.kept["down.weight"][1],
+        plan.kept["norm2.weight"][0],
+        plan.kept["head.weight"][1],
+    ]
+    assert all(len(point.theirs or ()) in (4, 8) for point in points)
+    assert [str(point) for point in points][:2] == ["what `down` reads", "what `norm2` makes"]
+    assert all(module._forward_hooks == {} for module in [*dense.modules(), *pruned.modules()])
+    assert not dense.training
+
+
+def test_features_of_a_model_just_cut_are_those_of_the_masked_teacher() -> None:
+    dense, pruned, plan = cut_residual()
+    inputs = (torch.randn(3, 4),)
+    masked = prunella.mask(dense, plan)
+    watched = Features(pruned.eval(), masked, points_of(pruned, dense, inputs))
+    assert torch.allclose(pruned(*inputs), masked(*inputs), atol=1e-6)
+    pairs = watched.take()
+    assert len(pairs) == 3
+    for mine, theirs in pairs:
+        assert torch.allclose(mine, theirs, atol=1e-6)
+    assert watched.take() == []
+    watched.close()
+    pruned(*inputs)
+    assert watched.take() == []
+
+
+def test_masked_training_compares_the_same_channels() -> None:
+    dense, _, plan = cut_residual()
+    masked = prunella.mask(dense, plan)
+    points = points_of(masked, dense, (torch.randn(3, 4),), plan)
+    assert [point.mine for point in points] == [point.theirs for point in points]
+    assert points[0].mine == plan.kept["down.weight"][1]
+
+
+def test_channels_of_a_second_prune_are_the_teacher_s() -> None:
+    dense, pruned, first = cut_residual()
+    second = prunella.prune(pruned, torch.randn(2, 4), ratio=0.5)
+    (point, *_) = points_of(second.model, dense, (torch.randn(3, 4),))
+    known, again = first.kept["down.weight"][1], second.plan.kept["down.weight"][1]
+    assert point.theirs == tuple(known[index] for index in again)
+
+
+def test_a_model_without_modules_in_common_has_no_points() -> None:
+    with pytest.raises(TaskError, match="Set `feature_distill = 0`"):
+        points_of(Residual(), small_model(), (torch.zeros(3, 4),))
+
+
+def test_features_alone_bring_the_model_to_its_teacher() -> None:
+    dense, pruned, _ = cut_residual()
+    task = replace(small_task(), loss=lambda outputs, batch: 0 * outputs.sum())
+    recipe = replace(RECIPE, feature_distill=1.0, weight_decay=0.0)
+    losses = [epoch.loss or 0 for epoch in finetune(pruned, task, recipe, teacher=dense).history]
+    assert losses[-1] < 0.7 * losses[0]
+    assert finetune(pruned, task, recipe).history[0].loss == 0  # nobody teaches
+    assert all(not module._forward_hooks for module in dense.modules())
+
+
+# ---- the optimizer's state through a prune
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_moments_are_cut_like_the_weights(optimizer: Any) -> None:
+    dense, _, plan = cut_residual()
+    recipe = replace(RECIPE, epochs=1, optimizer=optimizer, lr=0.01, carry_state=True)
+    done = finetune(dense, small_task(), recipe)
+    parameters = dict(done.model.named_parameters())
+    assert done.moments.keys() == parameters.keys()
+    pruned = prunella.transform(done.model, plan)
+    cut = cut_moments(done.moments, plan)
+    for name, parameter in pruned.named_parameters():
+        for key, value in cut[name].items():
+            whole = done.moments[name][key]
+            if key == "step":
+                assert value == whole
+                continue
+            assert value.shape == parameter.shape
+            for dim, kept in plan.kept.get(name, {}).items():
+                whole = whole.index_select(dim, torch.tensor(kept))
+            assert torch.equal(value, whole)
+    keys = {"sgd": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
+    assert all(set(values) == keys[optimizer] for values in cut.values())
+
+
+def test_moments_of_slices_with_factors() -> None:
+    _, _, plan = cut_residual()
+    count = len(plan.kept["conv1.weight"][0])
+    plan = replace(plan, factors={"conv1.weight": {0: (2.0,) * count}})
+    whole = torch.ones(12, 8, 3, 3)
+    moments = {"conv1.weight": {"exp_avg": whole, "exp_avg_sq": whole, "step": torch.tensor(3.0)}}
+    cut = cut_moments(moments, plan)["conv1.weight"]
+    assert cut["exp_avg"].unique().tolist() == [0.5]
+    assert cut["exp_avg_sq"].unique().tolist() == [0.25]
+    assert cut["step"] == 3
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_training_goes_on_with_the_moments_given(optimizer: Any) -> None:
+    # Two trainings of which the second begins as the first ended are one long training.
+    recipe = replace(RECIPE, optimizer=optimizer, lr=0.01, decay="constant", warmup=0.0)
+    recipe = replace(recipe, carry_state=True, epochs=1)
+    quiet = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    points = Points(0)
+    task = replace(small_task(points), data=lambda split: points)
+    points.set_epoch = lambda epoch: None  # type: ignore[method-assign]
+    whole = finetune(quiet, task, replace(recipe, epochs=2))
+    first = finetune(quiet, task, recipe)
+    known = digest_moments(first.moments)
+    second = finetune(first.model, task, recipe, moments=first.moments)
+    assert same(second.model, whole.model)
+    assert digest_moments(first.moments) == known
+    assert not same(finetune(first.model, task, recipe).model, whole.model)
+    ignored = finetune(first.model, task, replace(recipe, carry_state=False), moments=first.moments)
+    assert ignored.moments == {}
+    assert same(ignored.model, finetune(first.model, task, recipe).model)
+
+
+def test_moments_survive_a_kill(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, carry_state=True, feature_distill=0.5)
+    before = finetune(small_model(), small_task(), replace(recipe, epochs=1))
+    write_moments(before.moments, tmp_path / "moments.safetensors")
+    moments = read_moments(tmp_path / "moments.safetensors")
+    assert digest_moments(moments) == digest_moments(before.moments)
+    how: dict[str, Any] = {"teacher": small_model(3), "moments": moments}
+    wanted = finetune(before.model, small_task(), recipe, **how)
+    how["checkpoint"] = tmp_path / "training"
+    with pytest.raises(KeyboardInterrupt):
+        finetune(before.model, small_task(), recipe, report=Interrupt(2), **how)
+    found = finetune(before.model, small_task(), recipe, **how)
+    assert found.resumed == 2
+    assert same(found.model, wanted.model)
+    assert digest_moments(found.moments) == digest_moments(wanted.moments)
+    again = finetune(before.model, small_task(), recipe, **{**how, "moments": None})
+    assert again.resumed == 0
+    assert "the moments changed" in again.note
+
+
+def test_moments_of_another_model() -> None:
+    recipe = replace(RECIPE, carry_state=True)
+    for moments, message in (
+        ({"9.weight": {"momentum_buffer": torch.zeros(2)}}, "it has no `9.weight`"),
+        ({"0.bias": {"momentum_buffer": torch.zeros(3)}}, r"`0.bias` has shape \(3,\)"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            finetune(small_model(), small_task(), recipe, moments=moments)
+
+
 # ---- resuming
 
 
@@ -311,8 +507,9 @@ class Interrupt:
         replace(RECIPE, optimizer="adamw", lr=0.01, ema=0.9, decay="linear"),
         replace(RECIPE, precision="bf16", momentum=0.0, decay="step"),
         replace(RECIPE, distill=0.5),
+        replace(RECIPE, feature_distill=1.0),
     ],
-    ids=["sgd", "adamw ema", "bf16", "distill"],
+    ids=["sgd", "adamw ema", "bf16", "distill", "features"],
 )
 @pytest.mark.parametrize("where", ["inside an epoch", "between epochs"])
 def test_resumed_training_is_bit_identical(recipe: Recipe, where: str, tmp_path: Path) -> None:
@@ -563,7 +760,7 @@ from tests.unit.small_task import small_model, small_task
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
-recipe = Recipe(epochs=3, lr=0.05, ema=0.5)
+recipe = Recipe(epochs=3, lr=0.05, ema=0.5, feature_distill=1.0)
 done = finetune(
     small_model(), small_task(), recipe, teacher=small_model(3), checkpoint=folder / "training"
 )
@@ -601,7 +798,6 @@ def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
         assert first.keys() == second.keys()
         for key, value in first.items():
             assert torch.equal(value, second[key]), key
-    alone = finetune(
-        small_model(), small_task(), Recipe(epochs=3, lr=0.05, ema=0.5), teacher=small_model(3)
-    )
+    recipe = Recipe(epochs=3, lr=0.05, ema=0.5, feature_distill=1.0)
+    alone = finetune(small_model(), small_task(), recipe, teacher=small_model(3))
     assert not torch.equal(alone.model.state_dict()["0.weight"], first["0.weight"])

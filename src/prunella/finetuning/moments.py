@@ -75,9 +75,9 @@ def remember(model: nn.Module, optimizer: torch.optim.Optimizer, moments: Moment
                 )
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     names = {parameter: name for name, parameter in parameters.items()}
-    # By the optimizer's own way in, which knows the types and places it wants.
+    # By the optimizer's own way in, which knows the types and places it wants; it does not copy.
     state = {
-        index: dict(moments[names[parameter]])
+        index: {key: value.clone() for key, value in moments[names[parameter]].items()}
         for index, parameter in enumerate(trained)
         if names[parameter] in moments
     }
