@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunella.calibration import Calibration
+from prunella.calibration import Calibration, Data
+from prunella.calibration import calibration as read
 from prunella.criteria import CRITERIA, WITH_DATA, WITHOUT_DATA, Criterion, Member
 from prunella.errors import ConfigError, PlanMismatchError
 from prunella.gradients import gates_of
@@ -15,14 +16,14 @@ from prunella.listening import inputs_of
 from prunella.plan import Axis, Group, Groups, Scores, nearest
 from prunella.roles import Role, roles_of
 from prunella.rows import rows_of
-from prunella.structure import digest_of
+from prunella.structure import device_of, digest_of
 
 
 def score(
     model: nn.Module,
     groups: Groups,
     criterion: str | Criterion | None = None,
-    calibration: Calibration | None = None,
+    calibration: Data | None = None,
 ) -> Scores:
     """Score the importance of every channel.
 
@@ -31,7 +32,8 @@ def score(
         groups: Its groups.
         criterion: A name from `prunella.criteria.CRITERIA`, or a criterion of your own. None or
             "auto": with calibration data "fisher", without them "reading".
-        calibration: What a criterion that looks at data is measured on.
+        calibration: What a criterion that looks at data is measured on: batches of inputs, or a
+            `Calibration`, which may know a loss.
 
     Returns:
         A float per channel, higher = keep; comparable within a group.
@@ -41,13 +43,16 @@ def score(
             gradients that the model does not let through.
         PlanMismatchError: The groups are of another model.
     """
-    name, criterion = _chosen(criterion, calibration)
+    name, criterion = _chosen(criterion, with_data=calibration is not None)
     if digest_of(model) != groups.graph.digest:
         raise PlanMismatchError(
             f"the groups were found in another model than this `{type(model).__name__}`; "
             "trace and couple it again"
         )
-    seen = _look(name, criterion, model, groups, calibration)
+    data = None
+    if calibration is not None:
+        data = read(calibration, len(groups.graph.takes[0]), device_of(model))
+    seen = _look(name, criterion, model, groups, data)
     parameters = dict(model.named_parameters())
     roles = roles_of(groups.graph)
     values = {}
@@ -66,11 +71,9 @@ class _Seen:
     inputs: Mapping[Axis, Tensor] = field(default_factory=dict)
 
 
-def _chosen(
-    criterion: str | Criterion | None, calibration: Calibration | None
-) -> tuple[str, Criterion]:
+def _chosen(criterion: str | Criterion | None, *, with_data: bool) -> tuple[str, Criterion]:
     if criterion is None or criterion == "auto":
-        criterion = WITHOUT_DATA if calibration is None else WITH_DATA
+        criterion = WITH_DATA if with_data else WITHOUT_DATA
     if not isinstance(criterion, str):
         return getattr(criterion, "__name__", type(criterion).__name__.lower()), criterion
     if criterion not in CRITERIA:
@@ -86,7 +89,7 @@ def _look(
     criterion: Criterion,
     model: nn.Module,
     groups: Groups,
-    calibration: Calibration | None,
+    data: Calibration | None,
 ) -> _Seen:
     needs = frozenset(getattr(criterion, "needs", ()))
     if unknown := needs - {"gradients", "activations"}:
@@ -95,7 +98,7 @@ def _look(
         )
     if not needs:
         return _Seen()
-    if calibration is None:
+    if data is None:
         free = [other for other, each in CRITERIA.items() if not getattr(each, "needs", ())]
         raise ConfigError(
             f"the criterion {name!r} needs {' and '.join(sorted(needs))}, which need data: give "
@@ -103,8 +106,8 @@ def _look(
             f"look at weights alone: {', '.join(free)}"
         )
     return _Seen(
-        gates=gates_of(model, groups, calibration) if "gradients" in needs else {},
-        inputs=inputs_of(model, groups, calibration) if "activations" in needs else {},
+        gates=gates_of(model, groups, data) if "gradients" in needs else {},
+        inputs=inputs_of(model, groups, data) if "activations" in needs else {},
     )
 
 

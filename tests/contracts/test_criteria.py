@@ -439,6 +439,14 @@ def test_without_a_name_the_data_decide() -> None:
         assert found.criterion == "fisher"
 
 
+def test_data_may_be_a_list_of_batches() -> None:
+    model, x = small(), torch.randn(4, 5, dtype=torch.float64)
+    groups = groups_of(model, x)
+    found = prunella.score(model, groups, "wanda", [(x, torch.zeros(4))])
+    wanted = prunella.score(model, groups, "wanda", Calibration([((x,), {})]))
+    np.testing.assert_array_equal(found.values["0"], wanted.values["0"])
+
+
 def test_a_need_that_nobody_can_meet() -> None:
     def magic(members: Sequence[Member]) -> Tensor:
         return members[0].weight.sum(1)
