@@ -52,8 +52,9 @@ def space_of(context: Context, epochs: int) -> Space:
 def _teaches(context: Context) -> bool:
     if context.task.train is not None:
         return True  # its loop decides for itself what it learns from
+    dense, example = context.dense, context.example  # which may be trained on the spot
     with own_chance(context.config.run.seed, context.device), torch.no_grad():
-        return teaches(context.dense(*context.example))
+        return teaches(dense(*example))
 
 
 def heal(context: Context, slot: Slot, start: Start, pruned: Entry, *, last: bool) -> Entry:
