@@ -10,8 +10,10 @@ if _typing.TYPE_CHECKING:
     from prunella.certifying import Certificate as Certificate
     from prunella.certifying import certify as certify
     from prunella.compensating import compensate as compensate
+    from prunella.costs import count_activation_bytes as count_activation_bytes
     from prunella.costs import count_macs as count_macs
     from prunella.costs import count_params as count_params
+    from prunella.costs import count_weight_bytes as count_weight_bytes
     from prunella.coupling import couple as couple
     from prunella.criteria import CRITERIA as CRITERIA
     from prunella.criteria import Criterion as Criterion
@@ -60,6 +62,8 @@ _HOMES = {
     "analyze": "sensitivity",
     "certify": "certifying",
     "compensate": "compensating",
+    "count_activation_bytes": "costs",
+    "count_weight_bytes": "costs",
     "count_macs": "costs",
     "count_params": "costs",
     "couple": "coupling",
@@ -96,8 +100,10 @@ __all__ = [
     "analyze",
     "certify",
     "compensate",
+    "count_activation_bytes",
     "count_macs",
     "count_params",
+    "count_weight_bytes",
     "couple",
     "estimate",
     "load",

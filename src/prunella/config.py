@@ -64,17 +64,25 @@ class BudgetSection(_Section):
     """Multiply-accumulates that may remain: a share (0.5 or "50%") or a count."""
     params: Bound = None
     """Parameters that may remain: a share (0.5 or "50%") or a count."""
+    weight_bytes: Bound = None
+    """Bytes of parameters and buffers that may remain: a share (0.5 or "50%") or a count."""
+    activation_bytes: Bound = None
+    """Bytes of activations at the worst moment of one sample's forward pass, likewise."""
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is any bound."""
+        return any(bound is not None for bound in self.model_dump().values())
 
     @model_validator(mode="after")
     def _check(self) -> "BudgetSection":
-        for name in ("macs", "params"):
-            value = getattr(self, name)
+        for name, value in self.model_dump().items():
             if isinstance(value, float) and value > 1 and not value.is_integer():
                 raise ValueError(
                     f"{name} is a share of the dense model in (0, 1] (0.5 or '50%') or a count, "
                     f"got {value}"
                 )
-        if self.macs is not None or self.params is not None:
+        if self.asked:
             self.to_budget()
         return self
 
@@ -82,7 +90,7 @@ class BudgetSection(_Section):
         """Give the budget; its constructor has the rules."""
         from prunella.plan import Budget
 
-        return Budget(macs=self.macs, params=self.params)
+        return Budget(**self.model_dump())
 
 
 class AnalyzeSection(_Section):
@@ -240,7 +248,7 @@ class Config(_Section):
         Raises:
             ConfigError: None was set.
         """
-        if self.budget.macs is None and self.budget.params is None:
+        if not self.budget.asked:
             raise ConfigError(
                 "no budget is set. Say what may remain of the model, e.g. `--budget.macs 0.5`, or "
                 "in the file: [budget] macs = 0.5"

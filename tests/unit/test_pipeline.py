@@ -14,6 +14,7 @@ from torch import nn
 import prunella
 from prunella import pipeline, tasks
 from prunella.config import Config, load
+from prunella.costs import count_activation_bytes, count_weight_bytes
 from prunella.errors import BudgetError, ConfigError, TaskError, WorkspaceError
 from prunella.pipeline import rounds, stages, verbs
 from prunella.pipeline.context import Context, data_digest, share_of
@@ -322,6 +323,17 @@ def test_a_loader_that_raises_loses_nothing(tmp_path: Path) -> None:
         pipeline.run(config)
     assert [attempt.tuned for attempt in attempts(verbs.Workspace(folder))] == [None]
     assert list(folder.rglob("epoch-0001.safetensors"))
+
+
+def test_a_run_within_several_budgets(tmp_path: Path) -> None:
+    bounds = {"budget__weight_bytes": 0.6, "budget__activation_bytes": 0.8, "budget__macs": 0.9}
+    result = pipeline.run(settings(tmp_path / "run", prune__rounds=1, **bounds))
+    context = Context(settings(tmp_path / "run", **bounds))
+    final = prunella.load(tmp_path / "run/final", context.dense)
+    assert count_weight_bytes(final) <= 0.6 * count_weight_bytes(context.dense)
+    assert context.costs.activation_bytes is not None
+    assert count_activation_bytes(final, context.example) <= 0.8 * context.costs.activation_bytes
+    assert set(result.record.budget) == {"macs", "weight_bytes", "activation_bytes"}
 
 
 def test_repair_leaves_less_to_be_finetuned(

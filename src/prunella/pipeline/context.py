@@ -18,6 +18,7 @@ from torch import nn
 
 from prunella import tasks
 from prunella.config import Config, changed
+from prunella.costs.memory import count_activation_bytes
 from prunella.costs.predicted import predict
 from prunella.coupling import Exclude, couple
 from prunella.finetuning.feeding import Feed, own_randomness, seed_all
@@ -99,7 +100,12 @@ class Context:
     @cached_property
     def costs(self) -> Costs:
         """What one sample of the dense model costs."""
-        return predict(self.groups, np.ones(self.groups.channels, dtype=bool))
+        costs = predict(self.groups, np.ones(self.groups.channels, dtype=bool))
+        if self.config.budget.activation_bytes is None:
+            return costs
+        return dataclasses.replace(
+            costs, activation_bytes=count_activation_bytes(self.dense, self.example)
+        )
 
     @property
     def exclude(self) -> tuple[Exclude, ...]:

@@ -141,7 +141,7 @@ def _groups(entry: Entry | None, context: Context) -> tuple[GroupRecord, ...]:
 
 def _budget(context: Context) -> dict[str, float]:
     budget = context.config.budget
-    if budget.macs is None and budget.params is None:
+    if not budget.asked:
         return {}
     limits = budget.to_budget().resolve(context.costs)
     return {name: limit / getattr(context.costs, name) for name, limit in limits.items()}

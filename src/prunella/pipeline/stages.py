@@ -326,7 +326,12 @@ def chosen_by(context: Context) -> dict[str, Any]:
 
 def shares(target: Mapping[str, float]) -> str:
     """Write a target for people: `50.0% of the MACs, 40.0% of the params`."""
-    names = {"macs": "MACs", "params": "parameters"}
+    names = {
+        "macs": "MACs",
+        "params": "parameters",
+        "weight_bytes": "bytes of weights",
+        "activation_bytes": "bytes of activations",
+    }
     return ", ".join(f"{share:.1%} of the {names[name]}" for name, share in target.items())
 
 

@@ -127,7 +127,7 @@ def forecasts(context: Context, curves: Sensitivity) -> tuple[list[Forecast], st
         The forecasts, the largest budget first, and why there are none below the last; "".
     """
     asked = _asked(context)
-    name = "params" if asked and "macs" not in asked else "macs"
+    name = next(iter(asked), "macs")
     targets = {share: {name: share} for share in STEPS}
     if asked:
         targets = {s: t for s, t in targets.items() if t != asked} | {asked[name]: asked}
@@ -198,7 +198,7 @@ def knee(removed: Sequence[float], lost: Sequence[float]) -> int:
 def _asked(context: Context) -> dict[str, float]:
     """Give the budget of the settings as shares of the dense model; {} where there is none."""
     section = context.config.budget
-    if section.macs is None and section.params is None:
+    if not section.asked:
         return {}
     limits = context.config.to_budget().resolve(context.costs)
     return {name: limit / getattr(context.costs, name) for name, limit in limits.items()}
