@@ -75,7 +75,10 @@ def _best(rows: list[Row], budgets: list[int], columns: list[str]) -> list[str]:
             cells[budget] = max(by_setting.values(), key=mean)
     if not cells:
         return []
-    named = [rows[0]["tool"], "**best at each point**", "recalibrated" if rows[0]["bn"] else ""]
+    compared = (
+        f"**best at each point** of {len({row['setting'] for row in rows})} settings compared"
+    )
+    named = [rows[0]["tool"], compared, "recalibrated" if rows[0]["bn"] else ""]
     numbers = [f"**{spread(cells[b])}**" if b in cells else "" for b in budgets]
     filled = [*named, *([""] if "training" in columns else []), *numbers]
     return ["| " + " | ".join([*filled, *[""] * (len(columns) - len(filled))]) + " |"]
