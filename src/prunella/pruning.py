@@ -1,5 +1,6 @@
 """All stages in one call: `prune(model, example_inputs, macs=0.5)`."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -9,31 +10,36 @@ from torch import nn
 
 from prunella.allocating import Damage, allocate
 from prunella.allocating.multiples import MultipleOf
-from prunella.calibration import Data
+from prunella.calibration import Calibration, Data
 from prunella.calibration import calibration as read
 from prunella.certifying import Certificate
 from prunella.compensating import compensate
 from prunella.coupling import Exclude, couple
-from prunella.criteria import Criterion
+from prunella.criteria import WITH_DATA, WITHOUT_DATA, Criterion
 from prunella.errors import CertificateError, ConfigError, CouplingError, TransformError
+from prunella.gradients import NoGradientError
 from prunella.graph import Graph
-from prunella.plan import Budget, Form, Groups, Heads, Plan
+from prunella.plan import Budget, Form, Groups, Heads, Plan, Scores
 from prunella.probing import faithful
 from prunella.progress import Progress
 from prunella.reconstructing import reconstruct
 from prunella.scoring import score
+from prunella.searching import Search, Task, check_search, halves, search
 from prunella.structure import device_of
 from prunella.tracing import Inputs, positional, trace
 from prunella.transforming import transform_and_prove, with_scales
 from prunella.valuing import value
 
+log = logging.getLogger("prunella")
+
 
 @dataclass(frozen=True)
 class Summary:
-    """What was removed, and what could not be."""
+    """What was removed, and what could not be; `search` where several plans were tried."""
 
     plan: Plan
     groups: Groups
+    search: Search | None = None
 
     def __str__(self) -> str:
         """Return a table for people."""
@@ -47,6 +53,8 @@ class Summary:
         ]
         form = {"class": "the model's own class", "graph": "the captured graph, rewritten"}
         lines.insert(3, f"form: {form[self.plan.form]}")
+        if self.search is not None:
+            lines.insert(4, str(self.search))
         for name, kept in self.plan.channels.items():
             lines.append(f"  {name:40} {len(kept):>6} of {self.plan.sizes[name]}")
         lines.append(f"frozen: {len(self.groups.frozen)} groups")
@@ -86,6 +94,10 @@ def prune(  # noqa: PLR0913 - one call for all stages
     criterion: str | Criterion | None = None,
     damage: Damage | None = None,
     repair: bool | None = None,
+    candidates: int = 1,
+    seed: int = 0,
+    workers: int = 1,
+    seconds: float | None = None,
     multiple_of: MultipleOf = 1,
     exclude: Iterable[Exclude] = (),
     form: Form | Literal["auto"] = "auto",
@@ -119,6 +131,12 @@ def prune(  # noqa: PLR0913 - one call for all stages
             on the calibration data, where there are some and no criterion is named.
         repair: Whether what remains makes up for what went; unset: where there are calibration
             data.
+        candidates: How many plans to try, each within the budget, at most. With more than 1, each
+            is repaired with one half of the calibration data and judged on the other, and the best
+            is kept; where no criterion is named, others are tried too. See `searching.search`.
+        seed: Of the draws of plans; the same seed, the same plans.
+        workers: In how many processes plans are tried, on the CPU.
+        seconds: After so long no further plan is tried.
         multiple_of: Every group that is cut keeps a multiple of so many channels.
         exclude: Modules to leave whole, by name, glob, regular expression or class.
         form: "class": the pruned model is of the user's own class, and what its code does not allow
@@ -150,36 +168,64 @@ def prune(  # noqa: PLR0913 - one call for all stages
             "`repair` fits weights to the activations of data; give some as `calibration`, a few "
             "hundred inputs without labels"
         )
+    check_search(candidates, workers, seconds, model)
+    if candidates > 1 and (calibration is None or ratio is not None or repair is False):
+        raise ConfigError(
+            f"{candidates=} are plans within a budget, each judged after its repair: give a budget "
+            "and `calibration` data, and leave `repair` on; or leave out `candidates`"
+        )
     args, kwargs = positional(example_inputs), dict(example_kwargs or {})
     groups = choose_form(trace(model, args, kwargs), tuple(exclude), form, heads)
     target = Budget(*bounds) if ratio is None else ratio
     data = None if calibration is None else read(calibration, len(args), device_of(model))
+    if data is not None and candidates > 1:
+        halves(data)  # what cannot be split is said now, not after minutes
 
-    def cut(groups: Groups) -> tuple[nn.Module, Plan, Certificate]:
-        scores = score(model, groups, criterion or "magnitude")
+    def cut(groups: Groups) -> tuple[nn.Module, Plan, Certificate, Search | None]:
+        named = None if criterion == "auto" else criterion
+        scores = score(model, groups) if named is None else score(model, groups, named, data)
         price = damage
-        if data is not None and criterion is None:
+        if data is not None and named is None:
             found = reconstruct(model, groups, scores, data, progress=progress)
             scores = found.scores
             if price is None and isinstance(target, Budget):
                 price = value(model, groups, found, data, progress=progress).damage
-        plan = allocate(groups, scores, target, price, multiple_of=multiple_of)
+        tried = None
+        if candidates > 1 and data is not None and isinstance(target, Budget):
+            orders = [scores] if criterion else [scores, *other_orders(model, groups, data)]
+            task = Task(model, groups, orders, target, price, data, (args, kwargs), multiple_of)
+            tried = search(
+                task, candidates, seed=seed, workers=workers, seconds=seconds, progress=progress
+            )
+            plan = tried.best.plan
+        else:
+            plan = allocate(groups, scores, target, price, multiple_of=multiple_of)
         plan = with_scales(model, plan, groups, (args, kwargs))
         healed = model
         if data is not None and repair is not False:
             healed = compensate(model, plan, data, progress=progress)
         pruned, proof = transform_and_prove(healed, plan, args, kwargs, groups)
-        return pruned, plan, proof
+        return pruned, plan, proof, tried
 
     try:
-        pruned, plan, proof = cut(groups)
+        pruned, plan, proof, tried = cut(groups)
     except (TransformError, CertificateError, CouplingError):
         free = faithful(model, groups, args, kwargs)
         if free is groups:
             raise
         groups = free
-        pruned, plan, proof = cut(groups)
-    return PruneResult(pruned, plan, proof, Summary(plan, groups))
+        pruned, plan, proof, tried = cut(groups)
+    return PruneResult(pruned, plan, proof, Summary(plan, groups, tried))
+
+
+def other_orders(model: nn.Module, groups: Groups, data: Calibration) -> list[Scores]:
+    """Score by the criteria that are taken where nothing is reconstructed, as far as they work."""
+    orders = [score(model, groups, WITHOUT_DATA)]
+    try:
+        orders.append(score(model, groups, WITH_DATA, data))
+    except NoGradientError:
+        log.info("channels are not tried in the order of %s: there are no gradients", WITH_DATA)
+    return orders
 
 
 def choose_form(

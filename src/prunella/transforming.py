@@ -77,8 +77,7 @@ def transform_and_prove(
     """
     check_digest(model, plan)
     plan = with_scales(model, plan, groups, (args, kwargs))
-    pruned = smaller(model, plan, groups, (args, kwargs))
-    _run(model, pruned, args, kwargs)
+    pruned = runnable(model, plan, groups, (args, kwargs))
     proof = certifying.certify(model, pruned, plan, args, kwargs, groups)
     reconfigure(model, pruned, (args, kwargs))
     return pruned, proof
@@ -105,6 +104,17 @@ def smaller(
     if plan.form == "graph":
         return rewritten(model, plan, groups, inputs)
     return shrink(model, plan)
+
+
+def runnable(model: nn.Module, plan: Plan, groups: Groups | None, inputs: Arguments) -> nn.Module:
+    """Make the pruned model without proof, but see that it runs.
+
+    Raises:
+        TransformError: It does not.
+    """
+    pruned = smaller(model, plan, groups, inputs)
+    _run(model, pruned, *inputs)
+    return pruned
 
 
 def shrink(model: nn.Module, plan: Plan) -> nn.Module:
