@@ -17,7 +17,7 @@ from prunella.errors import PlanMismatchError, WorkspaceError
 from prunella.files import replacing
 from prunella.masking import check_digest
 from prunella.plan import Plan
-from prunella.structure import tensors
+from prunella.structure import fleeting, tensors
 from prunella.tracing import Inputs
 from prunella.transforming import example_of, smaller
 
@@ -99,14 +99,19 @@ def load(
     reconfigure(model, pruned)
     state = load_file(folder / _WEIGHTS)
     found = tensors(pruned)
-    saved, made = ({(n, t.shape) for n, t in held.items()} for held in (state, found))
+    gone = fleeting(pruned)
+    saved, made = (
+        {(n, t.shape) for n, t in held.items() if n not in gone} for held in (state, found)
+    )
     if saved != made:
         raise PlanMismatchError(
             f"`{folder / _WEIGHTS}` holds other tensors than the model: "
             f"{sorted({name for name, _ in saved ^ made})[:5]}"
         )
     for name, tensor in state.items():
-        found[name].data = tensor.to(found[name].device)
+        # What the model computes for itself, it may not have in a fresh instance.
+        if name in found:
+            found[name].data = tensor.to(found[name].device)
     return pruned
 
 

@@ -14,6 +14,15 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
+def fleeting(model: nn.Module) -> set[str]:
+    """Name the buffers that a state dict leaves out: the model's code computes them, some anew."""
+    return {
+        f"{path}.{leaf}" if path else leaf
+        for path, module in model.named_modules()
+        for leaf in module._non_persistent_buffers_set
+    }
+
+
 def canonical_names(model: nn.Module) -> dict[str, str]:
     """Map every name of every parameter and buffer to the first name of the same tensor."""
     first: dict[int, str] = {}
@@ -49,5 +58,10 @@ def digest(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def digest_of(model: nn.Module) -> str:
-    """Fingerprint the structure of `model`."""
-    return digest({name: tuple(tensor.shape) for name, tensor in tensors(model).items()})
+    """Fingerprint the structure of `model`.
+
+    Buffers that it computes for itself do not count: a first run may give them another shape.
+    """
+    gone = fleeting(model)
+    found = {n: tuple(tensor.shape) for n, tensor in tensors(model).items() if n not in gone}
+    return digest(found)
