@@ -36,7 +36,7 @@ SAMPLES = 512
 
 _ROUND = 6  # plans drawn around the same point; fixed, so that workers change nothing
 _ATTEMPTS = 5  # draws for a plan that is not there yet, each from twice as far
-_SPREAD, _BEND = 0.4, 0.2  # of the logarithms of factors and exponents
+_SPREAD, _BEND = 0.2, 0.1  # of the logarithms of factors and exponents
 
 log = logging.getLogger("prunella")
 
