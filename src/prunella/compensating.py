@@ -259,5 +259,10 @@ def least_squares(square: Tensor, cross: Tensor, before: Tensor, damping: float)
     hold = damping * square.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
     eye = torch.eye(square.shape[1], dtype=square.dtype, device=square.device)
     held = square + hold[:, None, None] * eye
-    found: Tensor = torch.linalg.solve(held, cross + hold[:, None, None] * before.mT)
-    return found.mT
+    wanted = cross + hold[:, None, None] * before.mT
+    factor, failed = torch.linalg.cholesky_ex(held)
+    if bool(failed.any()):  # of rounding
+        solved: Tensor = torch.linalg.solve(held, wanted)
+    else:
+        solved = torch.cholesky_solve(wanted, factor)
+    return solved.mT

@@ -34,7 +34,9 @@ _ROWS = 32768
 _PER_COLUMN = 4
 _WIDEST = 6144  # columns of a weight: beyond, its inverse takes longer than it is worth
 _DAMPING = (1e-3, 1e-2, 1e-1, 1.0)
-_AT_ONCE = 32  # channels go one by one until there are so many, then in so many steps to the half
+_PROBES = 64
+_AT_ONCE = 32  # channels go one by one until there are so many left, else a share of the rest
+_WIDE, _FEWER = 1024, 8  # columns beyond which a step takes long, and the same for those
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,7 +237,7 @@ class _Reader:
         share = torch.linalg.solve(block, self.inverse[columns])
         cost = float((part.T * torch.linalg.solve(block, part.T)).sum())
         self.weight -= part @ share
-        self.inverse -= self.inverse[:, columns] @ share
+        self.inverse.addmm_(self.inverse[:, columns], share, alpha=-1)  # without a copy
         # What is gone stays regular, so that nothing has to be cut out of the arrays.
         self.weight[:, columns] = 0
         self.inverse[columns] = 0
@@ -295,7 +297,12 @@ def _surprise(guess: Tensor, found: Tensor) -> float:
     if bool(failed.any()):
         return float("inf")
     volume = 2 * factor.diagonal(dim1=1, dim2=2).log().sum()
-    ratio = torch.cholesky_solve(found, factor).diagonal(dim1=1, dim2=2).sum()
+    # The trace of the one in units of the other, from random probes: exact, it costs more than all
+    # the rest.
+    generator = torch.Generator().manual_seed(0)
+    shape = (*guess.shape[:2], min(_PROBES, guess.shape[1]))
+    probes = torch.randn(shape, generator=generator, dtype=guess.dtype).to(guess.device)
+    ratio = (torch.cholesky_solve(probes, factor) * (found @ probes)).sum() / shape[2]
     return float(volume + ratio)
 
 
@@ -310,13 +317,14 @@ def _eliminate(channels: int, readers: Sequence[_Reader]) -> tuple[np.ndarray, n
         place = torch.full((channels,), -1)
         place[reader.channels.cpu()] = torch.arange(len(reader.channels))
         places.append(place)
+    wide = any(reader.inverse.shape[0] > _WIDE for reader in readers)
     while len(order) < channels:
         total = torch.zeros(channels, dtype=kind)
         for reader, place in zip(readers, places, strict=True):
             left = torch.nonzero(alive & (place >= 0))[:, 0]
             total[left] += reader.errors(place[left].to(reader.weight.device)).cpu()
         total[~alive] = torch.inf
-        some = max((channels - len(order)) // _AT_ONCE, 1)
+        some = max((channels - len(order)) // (_FEWER if wide else _AT_ONCE), 1)
         gone = total.argsort(stable=True)[:some]
         cost = 0.0
         for reader, place in zip(readers, places, strict=True):
