@@ -91,8 +91,11 @@ def _permuted(node: Node, dims: Dims) -> Dims:
 
 def _places(node: Node) -> list[tuple[str, Ref]]:
     """List the tensors a node takes, with the names of its arguments."""
-    schema = operator_of(node.op)._schema  # type: ignore[attr-defined]
-    names = [argument.name for argument in schema.arguments]
+    try:
+        schema = operator_of(node.op)._schema  # type: ignore[attr-defined]
+        names = [argument.name for argument in schema.arguments]
+    except AttributeError:  # Python's own operators, and wrappers such as vmap, have no schema
+        names = [""] * len(node.args)
     given = [*zip(names, node.args, strict=False), *node.kwargs.items()]
     return [(name, ref) for name, value in given for ref in refs(value)]
 
