@@ -27,6 +27,7 @@ from prunella.coupling import couple
 from prunella.marching import Lane, courses, lane, within
 from prunella.masking import check_digest
 from prunella.mixing import (
+    WIDEST,
     Mixer,
     Moments,
     input_of,
@@ -34,6 +35,7 @@ from prunella.mixing import (
     no_moments,
     rows_made,
     rows_read,
+    rows_wanted,
     sampled,
 )
 from prunella.modes import copied, evaluating
@@ -44,9 +46,6 @@ from prunella.resizing import mask_from, resized
 from prunella.slicing import zero_removed
 from prunella.structure import device_of, tensors
 
-_ROWS = 32768  # at least so many rows for one fit, of all batches together
-_PER_COLUMN = 4  # and so many for every column of the weight
-_WIDEST = 6144  # columns: beyond, a fit would take longer than it is worth
 _DAMPING = (1e-3, 3e-2, 1.0, 30.0)  # shares of the mean square of the inputs, to choose from
 
 
@@ -149,7 +148,7 @@ class _Fitter:
         if not weight.is_floating_point() or not self._differs(mixer, beside, pairs):
             return
         width = mixer.matrix(weight).shape[2]
-        wide = width > _WIDEST
+        wide = width > WIDEST
         halves = self._moments(mixer, branch, beside, pairs, wanted)
         moments = halves[0] + halves[1]
         if wide:  # then only the mean is corrected
@@ -181,7 +180,7 @@ class _Fitter:
         """Take the moments of what the masked model reads and of what it shall make."""
         weight = self.masked[mixer.weight]
         width = mixer.matrix(weight).shape[2]
-        most = max(max(_ROWS, _PER_COLUMN * width) // len(pairs), 2)
+        most = rows_wanted(width, len(pairs))
         halves: list[Moments] = []
         for pair, made in zip(pairs, wanted, strict=True):
             x = pair.masked.values[_input(mixer, pair)]
@@ -192,7 +191,7 @@ class _Fitter:
                     off = pair.dense.values[beside] - pair.masked.values[beside]
                     steady = branch.steady().reshape(mixer.parts, 1, -1)
                     aim = aim + rows_made(mixer, off, chosen).float() / steady
-                if width > _WIDEST:
+                if width > WIDEST:
                     read = read @ mixer.matrix(weight).float().mT
                 if half == len(halves):
                     halves.append(no_moments(read, aim))

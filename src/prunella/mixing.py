@@ -21,6 +21,10 @@ from prunella.graph import Graph, Node, Ref, refs
 _CONVS = {f"aten.conv{n}d.{kind}": n for n in (1, 2, 3) for kind in ("default", "padding")}
 
 
+WIDEST = 6144
+"""Columns of a weight beyond which a fit takes longer than it is worth."""
+
+_ROWS, _PER_COLUMN = 32768, 4  # rows for one fit: so many, and so many for every column
 _EXACT = 1024  # columns up to which sums are kept in float64
 
 
@@ -101,6 +105,11 @@ def _places(node: Node) -> tuple[Any, Any, Any, int] | None:
     if node.op in ("aten.mm.default", "aten.matmul.default"):
         return args[0], args[1], None, 0
     return None
+
+
+def rows_wanted(width: int, batches: int) -> int:
+    """Say how many rows of each batch a fit of so many columns wants."""
+    return max(max(_ROWS, _PER_COLUMN * width) // batches, 2)
 
 
 def sampled(

@@ -23,16 +23,23 @@ from prunella.calibration import Calibration
 from prunella.compensating import least_squares
 from prunella.marching import courses, lane
 from prunella.masking import zeroed
-from prunella.mixing import Mixer, Moments, input_of, mixers, no_moments, rows_read, sampled
+from prunella.mixing import (
+    WIDEST,
+    Mixer,
+    Moments,
+    input_of,
+    mixers,
+    no_moments,
+    rows_read,
+    rows_wanted,
+    sampled,
+)
 from prunella.modes import evaluating
 from prunella.plan import Axis, Group, Groups, Scores
 from prunella.progress import Progress, or_silent
 from prunella.replaying import run_node
 from prunella.structure import tensors
 
-_ROWS = 32768
-_PER_COLUMN = 4
-_WIDEST = 6144  # columns of a weight: beyond, its inverse takes longer than it is worth
 _DAMPING = (1e-3, 1e-2, 1e-1, 1.0)
 _PROBES = 64
 _AT_ONCE = 32  # channels go one by one until there are so many left, else a share of the rest
@@ -188,7 +195,7 @@ def _worth_it(mixer: Mixer, weight: Tensor) -> bool:
     # Where a conv group reads one channel, none can stand in for it.
     width = mixer.matrix(weight).shape[2]
     alone = mixer.spatial > 0 and weight.shape[mixer.into] == 1
-    return weight.is_floating_point() and width <= _WIDEST and not alone
+    return weight.is_floating_point() and width <= WIDEST and not alone
 
 
 def _rows(
@@ -201,7 +208,7 @@ def _rows(
 ) -> list[tuple[Tensor, Tensor]]:
     """Return what is read, by halves of the batch, each with no columns of what is made."""
     width = mixer.matrix(weight).shape[2]
-    most = max(max(_ROWS, _PER_COLUMN * width) // batches, 2)
+    most = rows_wanted(width, batches)
     halves = [
         rows_read(mixer, x, made, weight.shape[2:], chosen).float()
         for chosen in sampled(mixer, made, most, generator)
