@@ -29,7 +29,7 @@ from torch import Tensor, nn
 import prunella
 from benchmarks.real_models import classifiers, data, segmenter, sentences
 from prunella.calibration import Calibration, calibration
-from prunella.criteria import CRITERIA
+from prunella.scoring.criteria import CRITERIA
 from prunella.tasks import load
 
 SHARES = (0.9, 0.7)

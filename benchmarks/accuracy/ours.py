@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import prunella
 from benchmarks.accuracy.case import Case, Method, Pruned
 from prunella.calibration import calibration
-from prunella.reconstructing import reconstruct
-from prunella.valuing import value
+from prunella.repairing.reconstructing import reconstruct
+from prunella.sensitivity.valuing import value
 
 TOOL = "Prunella"
 

@@ -10,10 +10,10 @@ import prunella
 from benchmarks.accuracy.case import Case, Method, Pruned
 from prunella.allocating import Damage
 from prunella.calibration import calibration
-from prunella.compensating import compensate
-from prunella.divergence import divergence_from
-from prunella.reconstructing import reconstruct
-from prunella.valuing import value
+from prunella.repairing.compensating import compensate
+from prunella.repairing.divergence import divergence_from
+from prunella.repairing.reconstructing import reconstruct
+from prunella.sensitivity.valuing import value
 
 TOOL = "part"
 RECONSTRUCTION = "reconstruction"

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import prunella
 from benchmarks.zoo.network import Arguments, Draw, Network
-from prunella.blame import first_line
-from prunella.outputs import tensors_in
+from prunella.model.blame import first_line
+from prunella.model.outputs import tensors_in
 
 YES = "yes"
 SAMPLES = 2

@@ -19,7 +19,7 @@ _STAGES = {
     "score": "prunella.scoring.score",
     "allocate": "prunella.allocating.allocate",
     "transform": "prunella.transforming.smaller",
-    "probe": "prunella.probing.faithful",
+    "probe": "prunella.pruning.probing.faithful",
     "certify": "prunella.certifying.certify",
 }
 

@@ -22,7 +22,7 @@ from benchmarks.zoo.network import Arguments, Network
 from benchmarks.zoo.randomising import randomise
 from benchmarks.zoo.row import Row, Status
 from prunella.errors import CertificateError, NothingToPruneError
-from prunella.outputs import tensors_in
+from prunella.model.outputs import tensors_in
 
 RATIO = 0.5
 LEAST, MOST = 0.1, 0.9

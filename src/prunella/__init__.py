@@ -6,20 +6,17 @@ import typing as _typing
 if _typing.TYPE_CHECKING:
     from prunella.allocating import allocate as allocate
     from prunella.calibration import Calibration as Calibration
-    from prunella.carrying import plan_of as plan_of
     from prunella.certifying import Certificate as Certificate
     from prunella.certifying import certify as certify
-    from prunella.compensating import compensate as compensate
     from prunella.costs import count_activation_bytes as count_activation_bytes
     from prunella.costs import count_macs as count_macs
     from prunella.costs import count_params as count_params
     from prunella.costs import count_weight_bytes as count_weight_bytes
     from prunella.coupling import couple as couple
-    from prunella.criteria import CRITERIA as CRITERIA
-    from prunella.criteria import Criterion as Criterion
     from prunella.errors import PrunellaError as PrunellaError
     from prunella.graph import Graph as Graph
     from prunella.masking import mask as mask
+    from prunella.model.carrying import plan_of as plan_of
     from prunella.plan import Axis as Axis
     from prunella.plan import Budget as Budget
     from prunella.plan import Frozen as Frozen
@@ -29,26 +26,29 @@ if _typing.TYPE_CHECKING:
     from prunella.plan import Scores as Scores
     from prunella.pruning import PruneResult as PruneResult
     from prunella.pruning import prune as prune
-    from prunella.reconstructing import reconstruct as reconstruct
+    from prunella.repairing.compensating import compensate as compensate
+    from prunella.repairing.reconstructing import reconstruct as reconstruct
     from prunella.scoring import score as score
+    from prunella.scoring.criteria import CRITERIA as CRITERIA
+    from prunella.scoring.criteria import Criterion as Criterion
     from prunella.sensitivity import Sensitivity as Sensitivity
     from prunella.sensitivity import analyze as analyze
     from prunella.sensitivity import estimate as estimate
+    from prunella.sensitivity.valuing import value as value
     from prunella.storing import load as load
     from prunella.storing import save as save
     from prunella.tracing import trace as trace
     from prunella.transforming import transform as transform
-    from prunella.valuing import value as value
 
 # Where each name is. They are looked up when first asked for: torch takes seconds to import, which
 # `prunella --help` need not wait for.
 _HOMES = {
-    "CRITERIA": "criteria",
+    "CRITERIA": "scoring.criteria",
     "Axis": "plan",
     "Budget": "plan",
     "Calibration": "calibration",
     "Certificate": "certifying",
-    "Criterion": "criteria",
+    "Criterion": "scoring.criteria",
     "Frozen": "plan",
     "Graph": "graph",
     "Group": "plan",
@@ -61,7 +61,7 @@ _HOMES = {
     "allocate": "allocating",
     "analyze": "sensitivity",
     "certify": "certifying",
-    "compensate": "compensating",
+    "compensate": "repairing.compensating",
     "count_activation_bytes": "costs",
     "count_weight_bytes": "costs",
     "count_macs": "costs",
@@ -70,14 +70,14 @@ _HOMES = {
     "estimate": "sensitivity",
     "load": "storing",
     "mask": "masking",
-    "plan_of": "carrying",
+    "plan_of": "model.carrying",
     "prune": "pruning",
-    "reconstruct": "reconstructing",
+    "reconstruct": "repairing.reconstructing",
     "save": "storing",
     "score": "scoring",
     "trace": "tracing",
     "transform": "transforming",
-    "value": "valuing",
+    "value": "sensitivity.valuing",
 }
 
 __all__ = [

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from prunella.errors import ConfigError
-from prunella.examples import Arguments
+from prunella.model.examples import Arguments
 
 Loss = Callable[[Any, int], Tensor]
 """A scalar of the model's outputs on the batch of that index."""

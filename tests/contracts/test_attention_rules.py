@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import prunella
 from prunella.errors import NothingToPruneError
-from prunella.roots import Roots
+from prunella.labels.roots import Roots
 from tests import oracle
 from tests.attention import (
     HEADS,

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 import prunella
 from prunella import CRITERIA
 from prunella.calibration import Calibration
-from prunella.criteria import (
+from prunella.plan import Axis, Groups
+from prunella.scoring.criteria import (
     Activation,
     Fisher,
     Fpgm,
@@ -23,8 +24,7 @@ from prunella.criteria import (
     Reading,
     Wanda,
 )
-from prunella.plan import Axis, Groups
-from prunella.roles import Role, roles_of
+from prunella.scoring.roles import Role, roles_of
 from tests import oracle
 from tests.models import ZOO, Case, conv_norm
 

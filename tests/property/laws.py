@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 import prunella
+from prunella.allocating.planning import make_plan, mask_of
 from prunella.errors import BudgetError, NothingToPruneError
-from prunella.planning import make_plan, mask_of
 from tests import oracle
 
 

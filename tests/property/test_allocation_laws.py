@@ -7,9 +7,9 @@ import pytest
 
 import prunella
 from prunella.allocating import Allocation, Damage, allocate_and_bound
+from prunella.allocating.planning import mask_of
 from prunella.costs import predict
 from prunella.errors import BudgetError
-from prunella.planning import mask_of
 from tests.property.networks import build, describe, images
 
 NETWORKS = 12

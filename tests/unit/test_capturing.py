@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from prunella.capturing import Captured, capture
-from prunella.containers import filled
 from prunella.errors import TraceError
 from prunella.graph import Ref
-from prunella.inlining import operator_name
+from prunella.model.containers import filled
+from prunella.tracing.capturing import Captured, capture
+from prunella.tracing.inlining import operator_name
 
 
 def decided(x: Tensor) -> Tensor:

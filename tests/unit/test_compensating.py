@@ -6,18 +6,18 @@ import torch
 from torch import Tensor, nn
 
 import prunella
-from prunella import marching
 from prunella.calibration import Calibration, calibration, thinned
-from prunella.compensating import compensate, least_squares
-from prunella.divergence import divergence
 from prunella.errors import ConfigError, TraceError
-from prunella.marching import courses, within
 from prunella.masking import mask
-from prunella.mixing import input_of, mixers, rows_made, rows_read
-from prunella.reconstructing import reconstruct
+from prunella.model.structure import tensors
+from prunella.repairing import marching
+from prunella.repairing.compensating import compensate, least_squares
+from prunella.repairing.divergence import divergence
+from prunella.repairing.marching import courses, within
+from prunella.repairing.mixing import input_of, mixers, rows_made, rows_read
+from prunella.repairing.reconstructing import reconstruct
 from prunella.replaying import bind, replay, run_node
-from prunella.structure import tensors
-from prunella.valuing import value
+from prunella.sensitivity.valuing import value
 
 
 def images(count: int, seed: int = 0, channels: int = 3, size: int = 8) -> Tensor:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from prunella.counting import Atom, Cluster, nearest_counts
+from prunella.coupling.counting import Atom, Cluster, nearest_counts
 
 
 def test_a_problem_that_the_solver_fails_to_presolve_is_solved():

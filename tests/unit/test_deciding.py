@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from prunella.deciding import Deciding, Decisions, Following
+from prunella.certifying.deciding import Deciding, Decisions, Following
 
 
 def choose(x: Tensor) -> list[Tensor]:

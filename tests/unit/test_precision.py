@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunella.precision import AtLeast
+from prunella.certifying.precision import AtLeast
 
 
 def asking_for_less(x: Tensor) -> list[Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import prunella
 from prunella.errors import NothingToPruneError
-from prunella.probing import faithful
+from prunella.pruning.probing import faithful
 
 
 class LeNet(nn.Module):

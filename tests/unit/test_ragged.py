@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from prunella.arranging import _gather
+from prunella.coupling.arranging import _gather
 from prunella.errors import CouplingError
+from prunella.labels.ragged import ranges, sorted_by
 from prunella.plan import Axis
-from prunella.ragged import ranges, sorted_by
 
 AXIS = Axis("conv.weight", 0)
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunella.graph import Node
+from prunella.model.structure import tensors
 from prunella.replaying import Values, bind, fits, put_back, replay, run_node, take_kept
-from prunella.structure import tensors
 from prunella.tracing import trace
 from tests import oracle
 

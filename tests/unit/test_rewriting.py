@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 import prunella
 from prunella.errors import ConfigError, PlanMismatchError
-from prunella.examples import Arguments, describe
 from prunella.finetuning import Recipe, finetune
-from prunella.generated import Rewritten
+from prunella.model.examples import Arguments, describe
+from prunella.model.structure import digest_of, tensors
 from prunella.plan import Costs, Plan
 from prunella.rewriting import rewritten
-from prunella.structure import digest_of, tensors
+from prunella.rewriting.generated import Rewritten
 from tests import tiny_task
 from tests.oracle import difference, leaves
 

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 
 import prunella
-from prunella import searching
 from prunella.calibration import Calibration, calibration
-from prunella.compensating import compensate
-from prunella.divergence import divergence_from
 from prunella.errors import BudgetError, ConfigError
-from prunella.reconstructing import reconstruct
-from prunella.searching import Search, Task, halves, search
-from prunella.structure import tensors
-from prunella.valuing import value
+from prunella.model.structure import tensors
+from prunella.pruning import searching
+from prunella.pruning.searching import Search, Task, halves, search
+from prunella.repairing.compensating import compensate
+from prunella.repairing.divergence import divergence_from
+from prunella.repairing.reconstructing import reconstruct
+from prunella.sensitivity.valuing import value
 
 BUDGET = prunella.Budget(macs=0.5)
 COUNT = 5  # more than a round

@@ -10,8 +10,8 @@ from torch import nn
 
 import prunella
 from prunella.calibration import Calibration
-from prunella.divergence import divergence_from
 from prunella.errors import ConfigError, TaskError
+from prunella.repairing.divergence import divergence_from
 from prunella.sensitivity import DIVERGENCE, Sensitivity, analyze, estimate
 from prunella.sensitivity.estimating import _levels
 from prunella.tasks import evaluate

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 import prunella
 from prunella.masking import zeroed
-from prunella.outputs import tensors_in
+from prunella.model.outputs import tensors_in
+from prunella.model.structure import tensors
 from prunella.sensitivity import Sensitivity, analyze
 from prunella.sensitivity.course import Course
-from prunella.structure import tensors
 from tests import oracle
 from tests.models import ZOO, Case
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import prunella
 from prunella.graph import Graph
-from prunella.unseen import at_hand
+from prunella.tracing.unseen import at_hand
 from tests import oracle
 from tests.models import conv_norm, randomize
 

@@ -10,12 +10,12 @@ from prunella.allocating.choosing import Chooser
 from prunella.allocating.fitting import USED, Fitted, Room, costs_of, fit, reachable
 from prunella.allocating.levels import Damage, ladder
 from prunella.allocating.multiples import MultipleOf, Multiples, multiples
+from prunella.allocating.planning import make_plan, nothing_to_prune
 from prunella.costs.ladders import Ladder
 from prunella.costs.memory import peak
-from prunella.counting import Cluster
+from prunella.coupling.counting import Cluster
 from prunella.errors import ConfigError
 from prunella.plan import Budget, Groups, Plan, Scores, nearest
-from prunella.planning import make_plan, nothing_to_prune
 
 MaxRatio = float | Mapping[str, float]
 """The largest ratio of all groups, or one by group name; groups not named may lose anything."""

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from prunella.arranging import Layout, settle
-from prunella.counting import AtomKey, Cluster, nearest_counts
+from prunella.coupling.arranging import Layout, settle
+from prunella.coupling.counting import AtomKey, Cluster, nearest_counts
 from prunella.errors import CouplingError
 from prunella.plan import Groups, Scores
 

@@ -7,7 +7,7 @@ import numpy as np
 from prunella.allocating.choosing import Chooser
 from prunella.allocating.multiples import Multiples, nearest_multiples, step_of
 from prunella.costs.ladders import Ladder
-from prunella.counting import Cluster
+from prunella.coupling.counting import Cluster
 
 LEVELS, _COSTLY_LEVELS = 64, 32
 """Steps between keeping all of a cluster and the least of it; every count where there are fewer.

@@ -13,7 +13,7 @@ from math import gcd, lcm
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from prunella.counting import Cluster
+from prunella.coupling.counting import Cluster
 from prunella.errors import ConfigError
 from prunella.graph import refs
 from prunella.plan import Axis, Groups, nearest

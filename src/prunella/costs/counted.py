@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from prunella.modes import evaluating
-from prunella.structure import tensors
+from prunella.model.modes import evaluating
+from prunella.model.structure import tensors
 from prunella.tracing import Inputs, positional
 
 

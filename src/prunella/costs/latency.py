@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunella.errors import ConfigError
-from prunella.modes import evaluating
+from prunella.model.modes import evaluating
 
 SECONDS = 4.0
 """Default time to spend on all models together."""

@@ -14,11 +14,11 @@ import numpy as np
 from torch import nn
 
 from prunella.costs.predicted import Term
-from prunella.extents import shorter_dim
+from prunella.coupling.resizing import Flow
 from prunella.graph import Graph, Node, refs
-from prunella.operators import operator_of
-from prunella.resizing import Flow
+from prunella.labels.extents import shorter_dim
 from prunella.tracing import Inputs, trace
+from prunella.tracing.operators import operator_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from prunella.structure import tensors
+from prunella.model.structure import tensors
 
 
 class Average:

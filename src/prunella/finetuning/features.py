@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from prunella.carrying import plan_of
 from prunella.errors import TaskError
-from prunella.modes import evaluating
-from prunella.outputs import tensors_in
+from prunella.model.carrying import plan_of
+from prunella.model.modes import evaluating
+from prunella.model.outputs import tensors_in
+from prunella.model.structure import canonical_names
 from prunella.plan import Indices, Plan, compose
-from prunella.structure import canonical_names
 
 Side = Literal["in", "out"]
 Place = tuple[str, Side]

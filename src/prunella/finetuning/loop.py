@@ -25,10 +25,10 @@ from prunella.finetuning.losses import DivergedError, EpochLosses, Taught, check
 from prunella.finetuning.moments import Moments, digest_moments, moments_of, remember
 from prunella.finetuning.recipe import Epoch, Finetuned, Recipe
 from prunella.finetuning.schedule import factor
-from prunella.modes import evaluating
+from prunella.model.modes import evaluating
+from prunella.model.structure import tensors
 from prunella.plan import Plan
 from prunella.progress import Progress, or_silent
-from prunella.structure import tensors
 from prunella.tasks import NotFiniteError, Task, evaluate, open_split, positional, to_device
 
 Report = Callable[[int, float | None, float], bool]

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from prunella.errors import ConfigError
+from prunella.masking.slicing import take
 from prunella.plan import Plan
-from prunella.slicing import take
 
 Moments = Mapping[str, Mapping[str, Tensor]]
 """By a parameter's name and the optimizer's word (`momentum_buffer`, `exp_avg`, `step`, ...)."""

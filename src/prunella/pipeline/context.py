@@ -23,12 +23,12 @@ from prunella.costs.predicted import predict
 from prunella.coupling import Exclude, couple
 from prunella.finetuning.feeding import Feed, own_randomness, seed_all
 from prunella.graph import Graph
+from prunella.model.structure import tensors
 from prunella.pipeline.peers import peers
 from prunella.plan import Costs, Groups
-from prunella.probing import faithful
 from prunella.progress import Progress, or_silent
+from prunella.pruning.probing import faithful
 from prunella.storing import load as load_pruned
-from prunella.structure import tensors
 from prunella.tasks import Split, Task
 from prunella.tracing import trace
 from prunella.workspace import Workspace

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunella.carrying import plan_of
 from prunella.costs import count_macs, count_params
 from prunella.costs.latency import compare, speedup
 from prunella.errors import CertificateError
+from prunella.model.carrying import plan_of
+from prunella.model.structure import digest_of, tensors
 from prunella.pipeline.context import Context, data_digest, weights_digest
 from prunella.pipeline.slots import Slot
 from prunella.pipeline.stages import Made, kept_of, remembered
 from prunella.storing import save
-from prunella.structure import digest_of, tensors
 from prunella.transforming import transform_and_prove
 from prunella.workspace import Entry
 

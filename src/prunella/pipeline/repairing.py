@@ -7,13 +7,13 @@ from torch import nn
 
 from prunella import tasks
 from prunella.calibration import Calibration
-from prunella.compensating import compensate
-from prunella.examples import Arguments
 from prunella.finetuning.feeding import Feed
 from prunella.masking import zeroed
+from prunella.model.examples import Arguments
 from prunella.pipeline.context import Context, own_chance
 from prunella.plan import Groups, Plan, Scores
-from prunella.reconstructing import reconstruct
+from prunella.repairing.compensating import compensate
+from prunella.repairing.reconstructing import reconstruct
 from prunella.scoring import score
 from prunella.sensitivity import Cut
 

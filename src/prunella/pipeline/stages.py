@@ -11,9 +11,9 @@ from torch import nn
 
 from prunella import sensitivity as analysis
 from prunella.allocating import allocate
-from prunella.carrying import plan_of
 from prunella.errors import PrunellaError
 from prunella.masking import mask
+from prunella.model.carrying import plan_of
 from prunella.pipeline.context import Context, share_of, threads, weights_digest
 from prunella.pipeline.peers import agreed
 from prunella.pipeline.repairing import ranking, repaired

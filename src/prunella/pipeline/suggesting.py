@@ -15,7 +15,7 @@ from prunella import tasks
 from prunella.allocating import allocate
 from prunella.calibration import Calibration
 from prunella.errors import BudgetError
-from prunella.examples import Arguments
+from prunella.model.examples import Arguments
 from prunella.pipeline.context import Context, share_of
 from prunella.pipeline.repairing import ranking
 from prunella.pipeline.stages import (

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from prunella.graph import Node, Path, refs
 from prunella.labels import Extent, Labels, Layers
-from prunella.operators import operator_of
+from prunella.tracing.operators import operator_of
 
 Rule = Callable[[Labels, Node], Layers | list[Layers]]
 """Given the record and a node: the layers of its output, or a list of them for several outputs."""

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunella.containers import filled, names_in, opaque_in
 from prunella.graph import Graph, Node, refs
-from prunella.operators import operator_of
+from prunella.model.containers import filled, names_in, opaque_in
 from prunella.replaying import run_node
+from prunella.tracing.operators import operator_of
 
 Values = dict[str, Tensor]
 

@@ -8,11 +8,11 @@ from scipy.optimize import isotonic_regression
 from torch import nn
 
 from prunella.calibration import Calibration
-from prunella.divergence import divergence_from
 from prunella.errors import ConfigError
 from prunella.masking import zeroed
-from prunella.modes import evaluating
+from prunella.model.modes import evaluating
 from prunella.plan import Groups, Scores
+from prunella.repairing.divergence import divergence_from
 from prunella.sensitivity.curves import RATIOS, Sensitivity, removed
 from prunella.sensitivity.measuring import Cut, Progress, analyze, check_value, lowest
 from prunella.sensitivity.processes import Step

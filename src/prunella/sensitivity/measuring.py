@@ -18,14 +18,14 @@ from prunella.calibration import Calibration
 from prunella.errors import TaskError
 from prunella.journal import Journal
 from prunella.masking import zeroed
-from prunella.modes import evaluating
+from prunella.model.modes import evaluating
+from prunella.model.structure import tensors
 from prunella.plan import Group, Groups, Scores
 from prunella.sensitivity.course import Course
 from prunella.sensitivity.curves import RATIOS, Sensitivity, check_ratios, removed
 from prunella.sensitivity.processes import Step, check_workers, shared_out
 from prunella.sensitivity.recalibrating import recalibrated
 from prunella.sensitivity.sharing import Evaluate, Shared
-from prunella.structure import tensors
 
 Cut = Callable[[nn.Module, Groups, Mapping[str, Sequence[int]]], AbstractContextManager[nn.Module]]
 """Takes some channels of a model (by group) away for a while."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from prunella.errors import ConfigError, TaskError
-from prunella.structure import device_of
+from prunella.model.structure import device_of
 
 Step = tuple[str, int]
 """A group, and how many of its channels are removed."""

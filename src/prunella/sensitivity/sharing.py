@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 from torch.utils import _pytree as pytree
 
-from prunella.blame import first_line
-from prunella.containers import emptied
 from prunella.errors import PrunellaError
-from prunella.outputs import tensors_in
+from prunella.model.blame import first_line
+from prunella.model.containers import emptied
+from prunella.model.outputs import tensors_in
+from prunella.model.structure import device_of, free_bytes, tensors
 from prunella.replaying import bind
 from prunella.sensitivity.course import Course, Values
-from prunella.structure import device_of, free_bytes, tensors
 from prunella.tracing import trace
 
 Evaluate = Callable[[nn.Module], float]

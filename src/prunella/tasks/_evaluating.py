@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from prunella.errors import TaskError
-from prunella.modes import evaluating
+from prunella.model.modes import evaluating
+from prunella.model.structure import device_of
 from prunella.progress import Progress, or_silent
-from prunella.structure import device_of
 from prunella.tasks._protocol import Split, Task
 
 

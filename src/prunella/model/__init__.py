@@ -1,0 +1,1 @@
+"""What the stages ask of a user's model: its tensors, inputs, outputs, mode, and its plan."""

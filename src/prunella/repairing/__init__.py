@@ -1,0 +1,1 @@
+"""Make up for what was removed, from unlabelled calibration data."""
