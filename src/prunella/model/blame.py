@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
-_OURS = Path(__file__).parent
+import prunella
+
+_OURS = Path(prunella.__file__).parent
 _FRAMEWORK = Path(torch.__file__).parent
 
 
