@@ -17,8 +17,8 @@ import prunella
 from prunella.masking import zeroed
 from prunella.model.outputs import tensors_in
 from prunella.model.structure import tensors
+from prunella.replaying import Course
 from prunella.sensitivity import Sensitivity, analyze
-from prunella.sensitivity.course import Course
 from tests import oracle
 from tests.models import ZOO, Case
 

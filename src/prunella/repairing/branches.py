@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from prunella.graph import Graph, Node, Ref
-from prunella.repairing.marching import Course
 from prunella.repairing.mixing import Mixer, users_of
+from prunella.replaying import Course
 
 _FAINT = 1e-3  # of the largest scale
 

@@ -31,7 +31,7 @@ from prunella.model.structure import device_of, tensors
 from prunella.plan import Plan
 from prunella.progress import Progress, or_silent
 from prunella.repairing.branches import Branch, branches
-from prunella.repairing.marching import Lane, courses, lane, within
+from prunella.repairing.marching import courses, lane, within
 from prunella.repairing.mixing import (
     WIDEST,
     Mixer,
@@ -44,7 +44,7 @@ from prunella.repairing.mixing import (
     rows_wanted,
     sampled,
 )
-from prunella.replaying import Step, keeping, run_node
+from prunella.replaying import Lane, Step, keeping, run_node
 
 _DAMPING = (1e-3, 3e-2, 1.0, 30.0)  # shares of the mean square of the inputs, to choose from
 

@@ -6,49 +6,20 @@ batch passes it, in a single pass over the data.
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from math import prod
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from prunella.calibration import Calibration
 from prunella.errors import TraceError
-from prunella.graph import Graph, Node
+from prunella.graph import Graph
 from prunella.model.examples import Arguments
 from prunella.model.structure import free_bytes
-from prunella.replaying import Step, Values, bind, last_uses
+from prunella.replaying import Course, Lane, Values, bind, kind_of
 from prunella.tracing import trace
 
 log = logging.getLogger("prunella")
-
-
-@dataclass(frozen=True, eq=False)
-class Course:
-    """What is run for batches of one shape: the nodes, and what each is the last to need."""
-
-    graph: Graph
-    nodes: tuple[Node, ...]
-    gone: tuple[tuple[str, ...], ...]
-
-    @cached_property
-    def peak(self) -> int:
-        """Count the bytes of activations at the worst moment."""
-        held: dict[str, int] = {}
-        most = 0
-        for node, names in zip(self.nodes, self.gone, strict=True):
-            held |= {name: self._bytes(name) for name in node.outputs}
-            most = max(most, sum(held.values()))
-            for name in names:
-                held.pop(name, None)
-        return most
-
-    def _bytes(self, name: str) -> int:
-        value = self.graph.values[name]
-        return prod(value.shape) * value.dtype.itemsize
 
 
 Way = tuple[Course, Arguments]
@@ -68,7 +39,7 @@ def courses(model: nn.Module, data: Calibration) -> list[Way]:
     known: dict[str, Course] = {}
     found: list[Way] = []
     for args, kwargs in data.batches:
-        key = shape_of(args, kwargs)
+        key = kind_of(args, kwargs)
         if key not in known:
             known[key] = _course(trace(model, args, kwargs))
         found.append((known[key], (args, kwargs)))
@@ -109,16 +80,6 @@ def within(pairs: Sequence[Way], device: torch.device, models: int) -> list[Way]
     return [pairs[i * len(pairs) // kept] for i in range(kept)]
 
 
-def shape_of(args: tuple[object, ...], kwargs: Mapping[str, object]) -> str:
-    """Describe all of a call but the elements of its tensors."""
-    leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
-    parts = [
-        f"{tuple(leaf.shape)} {leaf.dtype}" if isinstance(leaf, Tensor) else repr(leaf)
-        for leaf in leaves
-    ]
-    return f"{spec} {parts}"
-
-
 def _course(graph: Graph) -> Course:
     if graph.recorded:
         raise TraceError(
@@ -126,43 +87,15 @@ def _course(graph: Graph) -> Course:
             "data, so calibration batches cannot be run through it. Prune it without "
             "`calibration`, or give the part that is not post-processing"
         )
-    nodes = tuple(node for node in graph.nodes if not node.training)
-    gone = last_uses(nodes, graph.outputs)
-    return Course(graph, nodes, tuple(tuple(names) for names in gone))
+    return Course(graph)
 
 
 def _kind(course: Course) -> tuple[tuple[str, str], ...]:
     return tuple((node.name, node.op) for node in course.nodes)
 
 
-@dataclass(eq=False)
-class Lane:
-    """One batch on its way through the network, with the tensors alive at this point."""
-
-    course: Course
-    values: dict[str, Tensor]
-
-    def run(self, index: int, step: Step) -> list[Tensor]:
-        """Compute the node of that index, without yet letting go of anything."""
-        return step(self.course.nodes[index], self.values)
-
-    def take(self, index: int, made: Sequence[Tensor]) -> None:
-        """Go on with what the node made; let go of what was needed for the last time."""
-        self.values.update(zip(self.course.nodes[index].outputs, made, strict=True))
-        for name in self.course.gone[index]:
-            self.values.pop(name, None)
-
-
 def lane(course: Course, batch: Arguments, tensors: Values) -> Lane:
     """Put a batch at the start, with these parameters and buffers (by the user's names)."""
-    graph = course.graph
-    values = {**graph.constants, **_own(bind(graph, *batch))}
-    for name, value in graph.values.items():
-        if value.kind in ("parameter", "buffer"):
-            values[name] = tensors[value.source]
-    return Lane(course, values)
-
-
-def _own(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # Operators that write in place would write to the user's data.
-    return {name: tensor.clone() for name, tensor in inputs.items()}
+    # Copies: operators that write in place would write to the user's data.
+    inputs = {name: tensor.clone() for name, tensor in bind(course.graph, *batch).items()}
+    return course.lane(inputs, tensors)

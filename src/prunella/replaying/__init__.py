@@ -1,25 +1,18 @@
-"""Run a captured graph as if some channels were not there."""
+"""Run a captured graph: as it is, in parts, or as if some channels were not there."""
 
-from prunella.replaying.replaying import (
-    Step,
-    Values,
-    bind,
-    fits,
-    keeping,
-    last_uses,
-    put_back,
-    replay,
-    run_node,
-    take_kept,
-)
+from prunella.replaying.course import Course, Lane
+from prunella.replaying.nodes import Step, Values, bind, fits, kind_of, run_node
+from prunella.replaying.replaying import keeping, put_back, replay, take_kept
 
 __all__ = [
+    "Course",
+    "Lane",
     "Step",
     "Values",
     "bind",
     "fits",
     "keeping",
-    "last_uses",
+    "kind_of",
     "put_back",
     "replay",
     "run_node",

@@ -6,55 +6,20 @@ with zeros for what is removed, but for the nodes that take such statistics: the
 kept, and what they return is put back among zeros.
 """
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from prunella.coupling.resizing import Resized
 from prunella.errors import CertificateError
-from prunella.graph import Graph, Node, Ref, refs
+from prunella.graph import Graph, Node
 from prunella.labels import Shape
+from prunella.replaying.course import Course
+from prunella.replaying.nodes import Step, Values, names_of, run_node
 from prunella.tracing.operators import operator_of
-
-Values = Mapping[str, Tensor]
-Step = Callable[[Node, Values], list[Tensor]]
-"""Run one node on the tensors there are; return its outputs."""
-
-
-def bind(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Name the tensors among a user's arguments as the graph names its inputs."""
-    return {known.name: given for known, given in _pairs(graph, args, kwargs) if _is_ref(known)}
-
-
-def fits(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Say whether the graph was captured on such arguments: the same but for tensors' elements."""
-    try:
-        pairs = _pairs(graph, args, kwargs)
-    except ValueError:
-        return False
-    return all(
-        isinstance(given, Tensor) and tuple(given.shape) == graph.values[known.name].shape
-        if _is_ref(known)
-        else not isinstance(given, Tensor) and bool(known == given)
-        for known, given in pairs
-    )
-
-
-def _pairs(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[Any, Any]]:
-    """Pair what the graph was captured on with what is given, part by part."""
-    known = pytree.tree_leaves(graph.takes)
-    order = [key for key in graph.takes[1] if key in kwargs]
-    given = (tuple(args), {key: kwargs[key] for key in [*order, *(kwargs.keys() - set(order))]})
-    return list(zip(known, pytree.tree_leaves(given), strict=True))
-
-
-def _is_ref(item: Any) -> bool:
-    return isinstance(item, Ref)
 
 
 def replay(graph: Graph, tensors: Values, inputs: Values, step: Step) -> list[Tensor]:
@@ -68,51 +33,11 @@ def replay(graph: Graph, tensors: Values, inputs: Values, step: Step) -> list[Te
         inputs: Its inputs, by value name.
         step: Runs one node: `run_node` or `keeping(...)`.
     """
-    values: dict[str, Tensor] = {**graph.constants, **inputs}
-    for name, value in graph.values.items():
-        if value.kind in ("parameter", "buffer"):
-            values[name] = tensors[value.source]
-    nodes = [node for node in graph.nodes if not node.training]
-    training = {name for node in graph.nodes if node.training for name in node.outputs}
-    outputs = [name for name in graph.outputs if name not in training]
-    for node, gone in zip(nodes, last_uses(nodes, outputs), strict=True):
-        values.update(zip(node.outputs, step(node, values), strict=True))
-        for name in gone:
-            del values[name]
-    return [values[name] for name in outputs]
-
-
-def last_uses(nodes: Sequence[Node], wanted: Sequence[str]) -> list[list[str]]:
-    """List for every node the activations that nothing needs after it."""
-    gone: list[list[str]] = []
-    needed = set(wanted)
-    for node in reversed(nodes):
-        touched = dict.fromkeys([*node.outputs, *_names(node)])
-        gone.append([name for name in touched if name not in needed])
-        needed.update(touched)
-    return gone[::-1]
-
-
-def _names(node: Node) -> list[str]:
-    return [ref.name for ref in refs((node.args, node.kwargs))]
-
-
-def run_node(node: Node, values: Values) -> list[Tensor]:
-    """Run one node as it is."""
-    args, kwargs = _fill((node.args, dict(node.kwargs)), values)
-    made = operator_of(node.op)(*args, **kwargs)
-    found = made if isinstance(made, tuple | list) else [made]
-    return [item for item in found if isinstance(item, Tensor)]
-
-
-def _fill(argument: Any, values: Values) -> Any:
-    if isinstance(argument, Ref):
-        return values[argument.name]
-    if isinstance(argument, tuple):
-        return tuple(_fill(item, values) for item in argument)
-    if isinstance(argument, dict):
-        return {key: _fill(item, values) for key, item in argument.items()}
-    return argument
+    course = Course(graph)
+    at = course.lane(inputs, tensors)
+    for position in range(course.end):
+        at.take(position, at.run(position, step))
+    return [at.values[name] for name in course.outputs]
 
 
 def keeping(resized: Resized) -> Step:
@@ -126,7 +51,7 @@ def keeping(resized: Resized) -> Step:
     small = {node.name: node for node in resized.nodes}
 
     def step(node: Node, values: Values) -> list[Tensor]:
-        if node.name in marked and any(resized.kept(name) is not None for name in _names(node)):
+        if node.name in marked and any(resized.kept(name) is not None for name in names_of(node)):
             return _run_kept(node, small[node.name], resized, values)
         made = run_node(_with_numbers(node, small[node.name]), values)
         for name, tensor in zip(node.outputs, made, strict=True):
@@ -163,7 +88,7 @@ def _is_own(node: Node, made: Tensor, values: Values) -> bool:
     if operator_of(node.op)._schema.is_mutable:  # type: ignore[attr-defined]
         return True
     memory = made.untyped_storage().data_ptr()
-    return all(values[name].untyped_storage().data_ptr() != memory for name in _names(node))
+    return all(values[name].untyped_storage().data_ptr() != memory for name in names_of(node))
 
 
 def _run_kept(node: Node, small: Node, resized: Resized, values: Values) -> list[Tensor]:
@@ -171,7 +96,7 @@ def _run_kept(node: Node, small: Node, resized: Resized, values: Values) -> list
     try:
         found = {
             name: take_kept(values[name], resized.kept(name), resized.shapes[name])
-            for name in _names(node)
+            for name in names_of(node)
         }
         made = run_node(small, found)
         return [

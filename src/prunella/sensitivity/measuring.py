@@ -21,7 +21,7 @@ from prunella.masking import zeroed
 from prunella.model.modes import evaluating
 from prunella.model.structure import tensors
 from prunella.plan import Group, Groups, Scores
-from prunella.sensitivity.course import Course
+from prunella.replaying import Course
 from prunella.sensitivity.curves import RATIOS, Sensitivity, check_ratios, removed
 from prunella.sensitivity.processes import Step, check_workers, shared_out
 from prunella.sensitivity.recalibrating import recalibrated

@@ -4,7 +4,7 @@ import logging
 import time
 import types
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import count
@@ -20,8 +20,7 @@ from prunella.model.blame import first_line
 from prunella.model.containers import emptied
 from prunella.model.outputs import tensors_in
 from prunella.model.structure import device_of, free_bytes, tensors
-from prunella.replaying import bind
-from prunella.sensitivity.course import Course, Values
+from prunella.replaying import Course, bind, kind_of
 from prunella.tracing import trace
 
 Evaluate = Callable[[nn.Module], float]
@@ -75,17 +74,15 @@ class _Batch:
     returned: Any
     course: Course | None = None
     position: int = 0
-    live: Values | None = None
+    live: dict[str, Tensor] | None = None
 
     @property
     def inputs(self) -> Any:
         return self.args, self.kwargs
 
-    def kind(self) -> Hashable:
+    def kind(self) -> str:
         """Tell batches apart that need a capture of their own."""
-        leaves, structure = pytree.tree_flatten(self.inputs)
-        shown = [(a.shape, a.dtype) if isinstance(a, Tensor) else repr(a) for a in leaves]
-        return repr(structure), tuple(shown)
+        return kind_of(self.args, self.kwargs)
 
 
 class Shared:

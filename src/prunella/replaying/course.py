@@ -1,6 +1,6 @@
-"""A captured network that runs in parts: up to a node, and from there on, as often as asked."""
+"""A captured network that runs node by node: in parts, or several batches side by side."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -8,12 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunella.graph import Graph, Node, refs
+from prunella.graph import Graph, Node
 from prunella.model.containers import filled, names_in, opaque_in
-from prunella.replaying import run_node
-from prunella.tracing.operators import operator_of
-
-Values = dict[str, Tensor]
+from prunella.replaying.nodes import Step, Values, names_of, run_node, written
 
 _OWNED = ("parameter", "buffer")
 
@@ -28,6 +25,12 @@ class Course:
     def nodes(self) -> tuple[Node, ...]:
         """The operator calls, in order."""
         return tuple(node for node in self.graph.nodes if not node.training)
+
+    @cached_property
+    def outputs(self) -> tuple[str, ...]:
+        """The tensors that the user gets in evaluation mode."""
+        extra = {name for node in self.graph.nodes if node.training for name in node.outputs}
+        return tuple(name for name in self.graph.outputs if name not in extra)
 
     @property
     def end(self) -> int:
@@ -52,7 +55,7 @@ class Course:
         values = self.graph.values
         found: dict[str, int] = {}
         for position, node in enumerate(self.nodes):
-            for name in _names(node):
+            for name in names_of(node):
                 if name in values and values[name].kind in _OWNED:
                     found.setdefault(values[name].source, position)
         return found
@@ -61,27 +64,57 @@ class Course:
         """List the inputs and activations that are there at a position and needed behind it."""
         return self._live[position]
 
+    def gone(self, position: int) -> frozenset[str]:
+        """List the inputs and activations that nothing needs behind the node at a position."""
+        return self._gone[position]
+
     def size(self, position: int) -> int:
         """Count the bytes of what is live at a position."""
-        found = (self.graph.values[name] for name in self.live(position))
-        return sum(torch.Size(v.shape).numel() * v.dtype.itemsize for v in found)
+        return sum(map(self._bytes, self.live(position)))
+
+    @cached_property
+    def peak(self) -> int:
+        """Count the bytes of what is there at the worst moment, inputs aside."""
+        inputs = set(self.graph.inputs)
+        sizes = (
+            sum(map(self._bytes, self.live(position).union(node.outputs) - inputs))
+            for position, node in enumerate(self.nodes)
+        )
+        return max(sizes, default=0)
+
+    def _bytes(self, name: str) -> int:
+        value = self.graph.values[name]
+        return torch.Size(value.shape).numel() * value.dtype.itemsize
 
     @cached_property
     def _live(self) -> list[frozenset[str]]:
-        needed = {name for name in names_in(self.graph.returns) if self._passes(name)}
+        ends = {*self.outputs, *names_in(self.graph.returns)}
+        needed = {name for name in ends if self._passes(name)}
         found = [frozenset(needed)]
         for node in reversed(self.nodes):
             needed = needed.difference(node.outputs)
-            needed = needed.union(name for name in _names(node) if self._passes(name))
+            needed = needed.union(name for name in names_of(node) if self._passes(name))
             found.append(frozenset(needed))
         return found[::-1]
+
+    @cached_property
+    def _gone(self) -> list[frozenset[str]]:
+        return [
+            self.live(position).union(node.outputs) - self.live(position + 1)
+            for position, node in enumerate(self.nodes)
+        ]
 
     def _passes(self, name: str) -> bool:
         return name in self.graph.values and self.graph.values[name].kind in ("input", "activation")
 
+    def lane(self, live: Mapping[str, Tensor], tensors: Values) -> "Lane":
+        """Begin where these values are, with these parameters and buffers (by the user's names)."""
+        owned = {n: tensors[v.source] for n, v in self.graph.values.items() if v.kind in _OWNED}
+        return Lane(self, {**self.graph.constants, **owned, **live})
+
     def run(
-        self, live: Mapping[str, Tensor], start: int, stop: int, tensors: Mapping[str, Tensor]
-    ) -> Values:
+        self, live: Mapping[str, Tensor], start: int, stop: int, tensors: Values
+    ) -> dict[str, Tensor]:
         """Go from one position to another.
 
         None of the tensors given is written to: where an operator writes in place, it gets a copy.
@@ -95,20 +128,16 @@ class Course:
         Returns:
             What is live at `stop`.
         """
-        owned = {n: tensors[v.source] for n, v in self.graph.values.items() if v.kind in _OWNED}
-        values: Values = {**self.graph.constants, **owned, **live}
-        given = {_memory(tensor) for tensor in values.values()}
+        at = self.lane(live, tensors)
+        given = {_memory(tensor) for tensor in at.values.values()}
         for position in range(start, stop):
-            node = self.nodes[position]
-            for name in _written(node):
-                if _memory(values[name]) in given:
-                    _set_apart(name, values)
-            values.update(zip(node.outputs, run_node(node, values), strict=True))
-            for name in (self.live(position) | set(node.outputs)) - self.live(position + 1):
-                values.pop(name, None)
-        return {name: values[name] for name in self.live(stop)}
+            for name in written(self.nodes[position]):
+                if _memory(at.values[name]) in given:
+                    _set_apart(name, at.values)
+            at.take(position, at.run(position, run_node))
+        return {name: at.values[name] for name in self.live(stop)}
 
-    def returned(self, live: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Any:
+    def returned(self, live: Mapping[str, Tensor], tensors: Values) -> Any:
         """Return what the model returns, in its own containers, given what is live at the end."""
         found = dict(live)
         for name in names_in(self.graph.returns):
@@ -120,32 +149,29 @@ class Course:
         return filled(self.graph.returns, found)
 
 
-def _names(node: Node) -> Iterable[str]:
-    return (ref.name for ref in refs((node.args, dict(node.kwargs))))
+@dataclass(frozen=True, eq=False)
+class Lane:
+    """One batch on its way through the network, with the tensors alive at this point."""
 
+    course: Course
+    values: dict[str, Tensor]
 
-def _written(node: Node) -> list[str]:
-    """List the tensors that a node writes to."""
-    schema = operator_of(node.op)._schema  # type: ignore[attr-defined]
-    if not schema.is_mutable:
-        return []
-    given = {
-        **dict(enumerate(node.args)),
-        **{i: node.kwargs[a.name] for i, a in enumerate(schema.arguments) if a.name in node.kwargs},
-    }
-    written = [
-        given.get(i)
-        for i, argument in enumerate(schema.arguments)
-        if argument.alias_info is not None and argument.alias_info.is_write
-    ]
-    return [ref.name for ref in refs(tuple(written))]
+    def run(self, position: int, step: Step) -> list[Tensor]:
+        """Compute the node at a position, without yet letting go of anything."""
+        return step(self.course.nodes[position], self.values)
+
+    def take(self, position: int, made: Sequence[Tensor]) -> None:
+        """Go on with what the node made; let go of what was needed for the last time."""
+        self.values.update(zip(self.course.nodes[position].outputs, made, strict=True))
+        for name in self.course.gone(position):
+            self.values.pop(name, None)
 
 
 def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _set_apart(name: str, values: Values) -> None:
+def _set_apart(name: str, values: dict[str, Tensor]) -> None:
     """Copy the memory of a tensor, and let everything that shows the same memory show the copy."""
     memory = _memory(values[name])
     copy = values[name].untyped_storage().clone()
