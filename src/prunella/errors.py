@@ -5,6 +5,7 @@ PrunellaError
   x CouplingError         two rules disagree about one axis
   x TransformError        the pruned model does not run (a size is written into its code)
   x CertificateError      the pruned model runs and computes something else
+  x ExportError           the model cannot be exported, or computes something else there
   x BudgetError           no plan fits                              also ValueError
   x NothingToPruneError   the plan removes nothing                  also ValueError
   x PlanMismatchError     a plan of another model                   also ValueError
@@ -34,6 +35,10 @@ class TransformError(PrunellaError):
 
 class CertificateError(PrunellaError):
     """The pruned model differs from the masked one; the original model was left untouched."""
+
+
+class ExportError(PrunellaError):
+    """A runtime cannot have the model, or computes something else with it."""
 
 
 class BudgetError(PrunellaError, ValueError):

@@ -1,0 +1,116 @@
+"""Runs in torch: eager, or compiled by inductor."""
+
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunella.errors import ConfigError, ExportError
+from prunella.model.modes import copied
+from prunella.model.outputs import tensors_in
+from prunella.model.structure import tensors
+from prunella.runtimes.converting import reason
+from prunella.runtimes.flattening import Flat
+from prunella.runtimes.prepared import Array, Prepared
+from prunella.runtimes.runtime import Runtime
+
+
+def prepare_torch(
+    model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None, runtime: Runtime
+) -> Prepared:
+    """Prepare a model for torch; it shares the model's tensors where dtype and device allow."""
+    device, dtype = _device(runtime), getattr(torch, runtime.dtype)
+    # A copy in structure: the user's model keeps its mode, and its tensors are not held twice.
+    ours = copied(model, {id(t): t for t in tensors(model).values()}).eval()
+    held = [t for t in tensors(ours).values() if t.is_floating_point()]
+    if any(t.dtype != dtype for t in held) or any(t.device != device for t in held):
+        ours = copied(model).eval().to(device=device, dtype=dtype)
+    flat = Flat(ours, args, kwargs)
+    example = tuple(_cast(t, device, dtype) for t in flat.example)
+    positional, named = flat.arguments(example)
+    call: Callable[..., Any] = ours
+    if runtime.name == "torch-compile":
+        call = _compiled(ours)
+
+    def run() -> Any:
+        with threads_set(runtime.threads), torch.inference_mode():
+            outputs = call(*positional, **named)
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
+            return outputs
+
+    def on(arrays: Sequence[Array]) -> list[Array]:
+        given = tuple(_cast(torch.from_numpy(a), device, dtype) for a in arrays)
+        with threads_set(runtime.threads), torch.inference_mode():
+            positional, named = flat.arguments(given)
+            return [_array(t) for t in tensors_in(call(*positional, **named))]
+
+    if runtime.name == "torch-compile":
+        _first_run(run, type(model).__name__)
+    return Prepared(runtime, run, on)
+
+
+@contextmanager
+def threads_set(threads: int | None) -> Iterator[None]:
+    """Compute with so many threads; afterwards with as many as before."""
+    before = torch.get_num_threads()
+    if threads in (None, before):
+        yield
+        return
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _compiled(model: nn.Module) -> Callable[..., Any]:
+    """Compile a model under a code object of its own.
+
+    Dynamo keeps what it compiled by code object, and gives up in silence after eight versions of
+    one: the ninth pruned network of one class would run eager.
+    """
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return model(*args, **kwargs)
+
+    own = types.FunctionType(
+        forward.__code__.replace(), forward.__globals__, forward.__name__, None, forward.__closure__
+    )
+    compiled: Callable[..., Any] = torch.compile(own, dynamic=False)
+    return compiled
+
+
+def _first_run(run: Callable[[], Any], name: str) -> None:
+    try:
+        run()
+    except Exception as cause:
+        raise ExportError(
+            f"torch.compile cannot compile `{name}` ({reason(cause)}). It needs a C++ compiler; "
+            "the runtime `torch` needs none"
+        ) from cause
+
+
+def _device(runtime: Runtime) -> torch.device:
+    device = torch.device(runtime.device)
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if device.type not in ("cpu", found.type if found else "cpu"):
+        raise ConfigError(
+            f"torch sees no device `{runtime.device}` on this machine. Use device=cpu"
+        )
+    if device.type != "cpu" and device.index is None:
+        return torch.device(device.type, torch.accelerator.current_device_index())
+    return device
+
+
+def _cast(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+
+
+def _array(tensor: Tensor) -> Array:
+    wide = tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+    array: Array = wide.cpu().numpy()
+    return array
