@@ -6,6 +6,7 @@ from torch import nn
 
 from prunella.costs.latency import Latency, Speedup, compare, speedup
 from prunella.errors import ConfigError
+from prunella.runtimes import Prepared, Runtime, prepare
 
 
 class Sleeper(nn.Module):
@@ -120,6 +121,45 @@ def test_bad_arguments_are_told(options, text):
 def test_a_speedup_needs_times_taken_together():
     with pytest.raises(ConfigError, match="runs that pair up, got 1 and 2"):
         speedup(Latency(1, 1, 1, 1, (1.0,)), Latency(1, 1, 1, 2, (1.0, 1.0)))
+
+
+def test_prepared_models_and_modules_run_by_one_stopwatch():
+    slow = Prepared(Runtime("onnxruntime"), lambda: time.sleep(6e-3), lambda arrays: [])
+    times = compare({"prepared": slow, "module": Sleeper(2)}, X, runs=15)
+    assert 2 < speedup(times["prepared"], times["module"]).ratio < 3.2
+    assert compare({"alone": slow}, runs=7)["alone"].runs == 7
+    with pytest.raises(ConfigError, match="the module `m` needs inputs to be timed on"):
+        compare({"m": Sleeper(1), "p": slow})
+
+
+def test_prepared_models_run_with_the_threads_of_their_runtime():
+    before, seen = torch.get_num_threads(), []
+
+    class Watcher(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.get_num_threads())
+            return x
+
+    ready = {n: prepare(Watcher(), X, runtime=f"torch:threads={before + n}") for n in (1, 2)}
+    compare({"more": ready[1]}, runs=7, warmup=0)
+    assert seen == [before + 1] * 14
+    compare({"more": ready[1], "most": ready[2], "module": Watcher()}, X, runs=7, warmup=0)
+    assert sorted(seen[14:]) == [before] * 14 + [before + 1] * 14 + [before + 2] * 14
+    assert torch.get_num_threads() == before
+    with pytest.raises(ConfigError, match=f"prepared for `torch:threads={before + 1}` and cannot"):
+        compare({"p": ready[1]}, threads=before + 2)
+
+
+def test_a_ratio_inside_the_noise_is_not_reported():
+    model = nn.Sequential(*[nn.Linear(64, 64) for _ in range(4)])
+    x = torch.randn(8, 64)
+    ready = prepare(model, x, runtime="torch:threads=1")
+    times = compare({"a": ready, "b": ready}, seconds=1)
+    found = speedup(times["a"], times["b"])
+    assert found.reported is None
+    assert str(found).startswith("no difference beyond the noise")
+    assert Speedup(2.0, 1.9, 2.1).reported == 2.0
+    assert Speedup(1.01, 1.008, 1.012).reported is None
 
 
 @pytest.mark.gpu

@@ -6,8 +6,8 @@ timed forward the same model runs once untimed: no model pays for the caches its
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,11 @@ from torch.utils import _pytree as pytree
 
 from prunella.errors import ConfigError
 from prunella.model.modes import evaluating
+from prunella.runtimes import Prepared
+from prunella.runtimes.in_torch import threads_set
+
+Timed = nn.Module | Prepared
+"""What a stopwatch can time: a module runs eager in torch, what is prepared in its own runtime."""
 
 SECONDS = 4.0
 """Default time to spend on all models together."""
@@ -75,6 +80,11 @@ class Speedup:
         resolved = abs(np.log(self.ratio)) > np.log1p(RESOLUTION)
         return bool(resolved and (self.low > 1 or self.high < 1))
 
+    @property
+    def reported(self) -> float | None:
+        """The ratio, or None where it is inside the noise and says nothing."""
+        return self.ratio if self.certain else None
+
     def __str__(self) -> str:
         """Say what was found; a ratio only where it is more than noise."""
         interval = f"{self.low:.2f}x to {self.high:.2f}x"
@@ -86,8 +96,8 @@ class Speedup:
 
 
 def compare(
-    models: Mapping[str, nn.Module],
-    example_inputs: Tensor | tuple[Any, ...],
+    models: Mapping[str, Timed],
+    example_inputs: Tensor | tuple[Any, ...] | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     *,
     threads: int | None = None,
@@ -97,13 +107,17 @@ def compare(
 ) -> dict[str, Latency]:
     """Time one forward of each model under the same conditions.
 
-    Every model is in evaluation mode and without gradients; each comes back in the mode it came in.
+    Every module is in evaluation mode and without gradients; each comes back in the mode it came
+    in. What `prunella.runtimes.prepare` made runs in its runtime, on the inputs it was prepared
+    with; models in several runtimes can be timed together.
 
     Args:
         models: The models to compare, by the name they shall have in the result.
-        example_inputs: One tensor or the positional arguments, on the models' device.
+        example_inputs: One tensor or the positional arguments, on the modules' device. Only
+            modules need them.
         example_kwargs: Keyword arguments of the forward.
         threads: Threads of one forward on the CPU; None leaves what is set. Restored afterwards.
+            What was prepared runs with the threads of its `Runtime`.
         seconds: Time to spend on all models together; a slow model still gets 7 runs.
         runs: Timed runs of each model, at least 7, instead of as many as fit into
             `seconds`.
@@ -113,30 +127,41 @@ def compare(
         A `Latency` for each model, under its name.
 
     Raises:
-        ConfigError: No model, or a number that is out of its range.
+        ConfigError: No model, a number that is out of its range, or a prepared model that has
+            other threads than asked.
     """
     _check(models, threads, seconds, runs, warmup)
-    args = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    modules = {name: model for name, model in models.items() if isinstance(model, nn.Module)}
+    if modules and example_inputs is None:
+        raise ConfigError(
+            f"the module `{next(iter(modules))}` needs inputs to be timed on. Give "
+            "`example_inputs`, or prepare it with `prunella.runtimes.prepare`"
+        )
+    args = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs or ())
     kwargs = dict(example_kwargs or {})
+    devices = _devices(modules, (args, kwargs))
     names = list(models)
-    devices = _devices(models, (args, kwargs))
+    calls = {
+        name: _eager(model, args, kwargs, devices) if isinstance(model, nn.Module) else model.run
+        for name, model in models.items()
+    }
     order = np.random.default_rng(0)
     with ExitStack() as stack:
-        stack.enter_context(_threads(threads))
+        stack.enter_context(threads_set(_shared_threads(models, threads)))
         stack.enter_context(torch.inference_mode())
-        for model in models.values():
-            stack.enter_context(evaluating(model))
+        for module in modules.values():
+            stack.enter_context(evaluating(module))
         for name in names:
             for _ in range(warmup):
-                _forward(name, models[name], args, kwargs, devices)
+                _milliseconds(name, calls[name])
         began = time.perf_counter()
         turns: list[dict[str, float]] = []
         while _more(len(turns), time.perf_counter() - began, seconds, runs):
             turn: dict[str, float] = {}
             for index in order.permutation(len(names)):
                 name = names[index]
-                _forward(name, models[name], args, kwargs, devices)
-                turn[name] = _forward(name, models[name], args, kwargs, devices)
+                _milliseconds(name, calls[name])
+                turn[name] = _milliseconds(name, calls[name])
             turns.append(turn)
     return {name: _summary([turn[name] for turn in turns]) for name in names}
 
@@ -167,7 +192,7 @@ def speedup(before: Latency, after: Latency) -> Speedup:
 
 
 def _check(
-    models: Mapping[str, nn.Module],
+    models: Mapping[str, Timed],
     threads: int | None,
     seconds: float,
     runs: int | None,
@@ -177,6 +202,12 @@ def _check(
         raise ConfigError("there is no model to time. Give at least one, as {name: model}")
     if threads is not None and threads < 1:
         raise ConfigError(f"`threads` must be at least 1, got {threads=}")
+    for name, model in models.items():
+        if isinstance(model, Prepared) and threads not in (None, model.runtime.threads):
+            raise ConfigError(
+                f"`{name}` was prepared for `{model.runtime}` and cannot run with {threads=}. "
+                f"Prepare it for a runtime with `threads={threads}`"
+            )
     if not seconds > 0:
         raise ConfigError(f"`seconds` must be above 0, got {seconds=}")
     if runs is not None and runs < MIN_RUNS:
@@ -194,23 +225,37 @@ def _more(done: int, elapsed: float, seconds: float, runs: int | None) -> bool:
     return done < MIN_RUNS or (done < MAX_RUNS and elapsed < seconds)
 
 
-def _forward(
-    name: str,
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    devices: list[torch.device],
-) -> float:
-    """Run once; return the milliseconds until the devices have finished."""
+def _eager(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], devices: list[torch.device]
+) -> Callable[[], Any]:
+    """Give the forward that is done when the devices are."""
+
+    def run() -> Any:
+        model(*args, **kwargs)
+        for device in devices:
+            torch.accelerator.synchronize(device)
+
+    return run
+
+
+def _milliseconds(name: str, run: Callable[[], Any]) -> float:
     began = time.perf_counter_ns()
     try:
-        model(*args, **kwargs)
+        run()
     except Exception as error:
         error.add_note(f"while timing the model `{name}` on the example inputs")
         raise
-    for device in devices:
-        torch.accelerator.synchronize(device)
     return (time.perf_counter_ns() - began) / 1e6
+
+
+def _shared_threads(models: Mapping[str, Timed], threads: int | None) -> int | None:
+    """Set what all that run in torch ask for beforehand, so that it costs no timed run anything."""
+    asked = {
+        None if isinstance(model, nn.Module) else model.runtime.threads
+        for model in models.values()
+        if isinstance(model, nn.Module) or model.runtime.name in ("torch", "torch-compile")
+    }
+    return asked.pop() if threads is None and len(asked) == 1 else threads
 
 
 def _devices(models: Mapping[str, nn.Module], inputs: object) -> list[torch.device]:
@@ -225,16 +270,6 @@ def _devices(models: Mapping[str, nn.Module], inputs: object) -> list[torch.devi
             "with `model.to_empty(device=...)` or load them"
         )
     return [device for device in devices if device.type != "cpu"]
-
-
-@contextmanager
-def _threads(threads: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _summary(samples: list[float]) -> Latency:
