@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from prunella.errors import ExportError
 from prunella.model.modes import evaluating
-from prunella.runtimes.flattening import Flat
+from prunella.runtimes.flattening import Flat, form_of, output_names, output_of
 from prunella.runtimes.runtime import required
 
 BATCH = "batch"
@@ -44,14 +45,14 @@ def write_onnx(
     required("onnx", "onnx")
     required("onnxscript", "onnx")
     with evaluating(model), torch.no_grad():
-        flat = Flat(model, args, kwargs).eval()
-        outputs = flat.output_names()
-        program = captured(flat, tuple(flat.example), {}, dynamic=dynamic)
+        form = form_of(model, args, kwargs)
+        outputs = output_names(output_of(model, form))
+        program = captured(Flat(model, form), form.example, {}, dynamic=dynamic)
         with _quiet():
             try:
                 made = torch.onnx.export(
                     program,
-                    input_names=flat.input_names,
+                    input_names=list(form.names),
                     output_names=outputs,
                     dynamo=True,
                     verbose=False,
@@ -102,7 +103,7 @@ def captured(
 
 def batched(inputs: Any) -> list[Tensor]:
     """List the tensors whose first dimension is the batch: as long as that of the first tensor."""
-    found = [leaf for leaf in torch.utils._pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    found = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
     sizes = [tensor.shape[0] for tensor in found if tensor.dim()]
     return [tensor for tensor in found if tensor.dim() and tensor.shape[0] == sizes[0]]
 
@@ -110,7 +111,7 @@ def batched(inputs: Any) -> list[Tensor]:
 def repeated(inputs: Any, times: int) -> Any:
     """Repeat the batch: from one row two, say, since torch takes a size of one for a constant."""
     rows = {id(tensor) for tensor in batched(inputs)}
-    return torch.utils._pytree.tree_map_only(
+    return pytree.tree_map_only(
         Tensor, lambda t: t.repeat(times, *[1] * (t.dim() - 1)) if id(t) in rows else t, inputs
     )
 

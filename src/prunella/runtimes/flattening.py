@@ -2,7 +2,8 @@
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,62 +11,138 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunella.errors import ConfigError
+from prunella.model.examples import Arguments
 from prunella.model.outputs import tensors_in
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """What the arguments of a call are packed in; what is no tensor among them is a constant.
+
+    Attributes:
+        names: What the tensors are called, in their order.
+        example: The tensors themselves.
+    """
+
+    names: tuple[str, ...]
+    example: tuple[Tensor, ...]
+    _leaves: tuple[Any, ...]
+    _spec: Any
+
+    def arguments(self, tensors: Sequence[Tensor]) -> Arguments:
+        """Put tensors where the example's were."""
+        given = iter(tensors)
+        leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self._leaves]
+        packed: Arguments = pytree.tree_unflatten(leaves, self._spec)
+        return packed
+
+    def tensors(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """Take the tensors out of the arguments of another call.
+
+        Raises:
+            ConfigError: They are packed otherwise than the example's.
+        """
+        leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
+        found = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+        if spec != self._spec or len(found) != len(self.example):
+            raise ConfigError(
+                f"the example inputs are {len(self.example)} tensors ({', '.join(self.names)}), "
+                f"other inputs are {len(found)} or packed otherwise. Give an example that is "
+                "packed as the data are"
+            )
+        return found
+
+
+def form_of(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None) -> Form:
+    """Read off an example call how the arguments of a model are packed, and name its tensors.
+
+    Args:
+        model: Names positional arguments as its `forward` does.
+        args: One tensor or the positional arguments.
+        kwargs: Keyword arguments.
+
+    Raises:
+        ConfigError: There is no tensor among them.
+    """
+    given = (args,) if isinstance(args, Tensor) else tuple(args)
+    named, spec = pytree.tree_flatten_with_path((given, dict(kwargs or {})))
+    parameters = _parameters(model, len(given))
+    found = [(_name(path, parameters), leaf) for path, leaf in named if isinstance(leaf, Tensor)]
+    if not found:
+        raise ConfigError(
+            f"the example inputs of `{type(model).__name__}` hold no tensor. Give what one call "
+            "of the model takes"
+        )
+    return Form(
+        tuple(unique(name for name, _ in found)),
+        tuple(tensor for _, tensor in found),
+        tuple(leaf for _, leaf in named),
+        spec,
+    )
 
 
 class Flat(nn.Module):
     """Takes the tensors among a model's arguments, one by one; gives the tensors of its output.
 
-    What is no tensor among the arguments is a constant. Outputs are found as the certificate finds
-    them; a cache that a language model returns is not among them.
+    Outputs are found as the certificate finds them; a cache that a language model returns is not
+    among them.
 
     Args:
         model: Any module; shared, not copied.
-        args: Positional arguments, one tensor or a tuple.
-        kwargs: Keyword arguments.
+        form: How its arguments are packed.
     """
 
-    def __init__(self, model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None) -> None:
+    def __init__(self, model: nn.Module, form: Form) -> None:
         super().__init__()
-        given = (args,) if isinstance(args, Tensor) else tuple(args)
-        named, self._spec = pytree.tree_flatten_with_path((given, dict(kwargs or {})))
-        self._constants = [None if isinstance(leaf, Tensor) else leaf for _, leaf in named]
-        self._places = [i for i, (_, leaf) in enumerate(named) if isinstance(leaf, Tensor)]
-        parameters = _parameters(model, len(given))
-        self.input_names = _unique(_name(named[i][0], parameters) for i in self._places)
-        self.example: list[Tensor] = [named[i][1] for i in self._places]
         self.model = model
+        self.form = form
         self.training = model.training
-        if not self.example:
-            raise ConfigError(
-                f"the example inputs of `{type(model).__name__}` hold no tensor. Give what one "
-                "call of the model takes"
-            )
-
-    def arguments(self, tensors: tuple[Tensor, ...]) -> Any:
-        """Put tensors where the example's were: `(args, kwargs)`."""
-        leaves = list(self._constants)
-        for place, tensor in zip(self._places, tensors, strict=True):
-            leaves[place] = tensor
-        return pytree.tree_unflatten(leaves, self._spec)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Run the model on tensors in the order of `input_names`."""
-        args, kwargs = self.arguments(tensors)
+        """Run the model on tensors in the order of the form."""
+        args, kwargs = self.form.arguments(tensors)
         return tuple(tensors_in(self.model(*args, **kwargs)))
 
-    def output_names(self) -> list[str]:
-        """Run the model on its example and name what comes out, by key or by number."""
-        args, kwargs = self.arguments(tuple(self.example))
-        with torch.no_grad():
-            output = self.model(*args, **kwargs)
-        names = list(_paths(output, ""))
-        if not names:
-            raise ConfigError(
-                f"`{type(self.model).__name__}` returns no tensor, got a "
-                f"{type(output).__name__}. Wrap it in a module that returns what is wanted"
-            )
-        return _unique(name or "output" for name in names)
+
+def output_of(model: nn.Module, form: Form) -> Any:
+    """Run a model on its example.
+
+    Raises:
+        ConfigError: There is no tensor in what it returns.
+    """
+    args, kwargs = form.arguments(form.example)
+    with torch.no_grad():
+        output = model(*args, **kwargs)
+    if next(tensors_in(output), None) is None:
+        raise ConfigError(
+            f"`{type(model).__name__}` returns no tensor, got a {type(output).__name__}. Wrap it "
+            "in a module that returns what is wanted"
+        )
+    return output
+
+
+def output_names(output: Any) -> list[str]:
+    """Name the tensors of an output, by key or by number, in the order of `tensors_in`."""
+    return unique(name or "output" for name in _paths(output, ""))
+
+
+def refilled(output: Any, tensors: Iterator[Any]) -> Any:
+    """Give an output of the same form with other tensors, taken in the order of `tensors_in`."""
+    if isinstance(output, Tensor):
+        return next(tensors)
+    if isinstance(output, Mapping):
+        filled = {key: refilled(value, tensors) for key, value in output.items()}
+        return type(output)(**filled) if dataclasses.is_dataclass(output) else filled
+    if isinstance(output, tuple | list):
+        parts = [refilled(value, tensors) for value in output]
+        return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        fields = {
+            field.name: refilled(getattr(output, field.name), tensors)
+            for field in dataclasses.fields(output)
+        }
+        return dataclasses.replace(output, **fields)
+    return output
 
 
 def _parameters(model: nn.Module, count: int) -> list[str]:
@@ -107,7 +184,8 @@ def _paths(output: Any, prefix: str) -> Iterator[str]:
         yield from _paths(value, f"{prefix}_{key}" if prefix else str(key))
 
 
-def _unique(names: Iterator[str]) -> list[str]:
+def unique(names: Iterable[str]) -> list[str]:
+    """Number names that come again."""
     seen: dict[str, int] = {}
     found: list[str] = []
     for name in names:

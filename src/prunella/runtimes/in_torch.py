@@ -13,7 +13,7 @@ from prunella.model.modes import copied
 from prunella.model.outputs import tensors_in
 from prunella.model.structure import tensors
 from prunella.runtimes.converting import reason
-from prunella.runtimes.flattening import Flat
+from prunella.runtimes.flattening import form_of
 from prunella.runtimes.prepared import Array, Prepared
 from prunella.runtimes.runtime import Runtime
 
@@ -28,9 +28,8 @@ def prepare_torch(
     held = [t for t in tensors(ours).values() if t.is_floating_point()]
     if any(t.dtype != dtype for t in held) or any(t.device != device for t in held):
         ours = copied(model).eval().to(device=device, dtype=dtype)
-    flat = Flat(ours, args, kwargs)
-    example = tuple(_cast(t, device, dtype) for t in flat.example)
-    positional, named = flat.arguments(example)
+    form = form_of(ours, args, kwargs)
+    positional, named = form.arguments([_cast(t, device, dtype) for t in form.example])
     call: Callable[..., Any] = ours
     if runtime.name == "torch-compile":
         call = _compiled(ours)
@@ -43,10 +42,10 @@ def prepare_torch(
             return outputs
 
     def on(arrays: Sequence[Array]) -> list[Array]:
-        given = tuple(_cast(torch.from_numpy(a), device, dtype) for a in arrays)
+        given = [_cast(torch.from_numpy(a), device, dtype) for a in arrays]
         with threads_set(runtime.threads), torch.inference_mode():
-            positional, named = flat.arguments(given)
-            return [_array(t) for t in tensors_in(call(*positional, **named))]
+            args, kwargs = form.arguments(given)
+            return [_array(t) for t in tensors_in(call(*args, **kwargs))]
 
     if runtime.name == "torch-compile":
         _first_run(run, type(model).__name__)

@@ -16,7 +16,7 @@ from prunella.errors import ConfigError
 from prunella.model.modes import copied
 from prunella.runtimes import in_onnxruntime, in_openvino
 from prunella.runtimes.converting import write_onnx
-from prunella.runtimes.flattening import Flat
+from prunella.runtimes.flattening import form_of
 from prunella.runtimes.in_torch import prepare_torch
 from prunella.runtimes.prepared import Array, Prepared
 from prunella.runtimes.runtime import Runtime
@@ -58,10 +58,9 @@ def prepare(
     if runtime.name == "onnxruntime" and runtime.dtype == "float16":
         model = copied(model).half()
         args, kwargs = pytree.tree_map_only(Tensor, _halved, (args, dict(kwargs or {})))
-    flat = Flat(model, args, kwargs)
-    feeds = dict(
-        zip(flat.input_names, (t.detach().cpu().numpy() for t in flat.example), strict=True)
-    )
+    form = form_of(model, args, kwargs)
+    arrays = [tensor.detach().cpu().numpy() for tensor in form.example]
+    feeds = dict(zip(form.names, arrays, strict=True))
     folder = Path(tempfile.mkdtemp(prefix="prunella-"))
     try:
         write_onnx(model, args, kwargs, folder / "model.onnx")
