@@ -18,7 +18,7 @@ from prunella.masking import zeroed
 from prunella.model.outputs import tensors_in
 from prunella.model.structure import tensors
 from prunella.replaying import Course
-from prunella.sensitivity import Sensitivity, analyze
+from prunella.sensitivity import Sensitivity, analyze, route
 from tests import oracle
 from tests.models import ZOO, Case
 
@@ -458,3 +458,53 @@ def test_a_course_in_two_parts_is_the_model() -> None:
                 assert all(torch.equal(found[key], whole[key]) for key in whole)
             assert all(torch.equal(live[name], copies[name]) for name in live)
             assert torch.equal(kept, x)
+
+
+class Centred(Net):
+    """What it returns for one sample depends on the others."""
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Map images to logits, from what is common to all."""
+        return super().forward(images - images.mean(0))
+
+
+@pytest.mark.parametrize(
+    ("make", "sizes", "parts"),
+    [(Net, (32, 32), {4}), (Net, (32, 15, 32), {4, 1}), (Centred, (32,), {4, 1})],
+)
+def test_large_batches_go_in_parts_where_the_numbers_are_the_same(
+    make: Callable[[], nn.Module],
+    sizes: tuple[int, ...],
+    parts: set[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(route, "_CACHE", 1)
+    monkeypatch.setattr(route, "_FEWEST", 8)
+    used: list[int] = []
+    kept = route.Route.run
+
+    def run(self: route.Route, *args: Any) -> route.Live:
+        used.append(self.parts)
+        return kept(self, *args)
+
+    monkeypatch.setattr(route.Route, "run", run)
+    torch.manual_seed(0)
+    model, given = make().eval(), images(*sizes)
+    with counted(model) as calls:
+        shared, plain = loops(model, EXAMPLE, accuracy_like(given))
+    assert shared == plain
+    cells = 1 + len(plain.curves) * len(RATIOS)
+    assert len(calls) == len(sizes) * (1 + cells)
+    assert set(used) == parts
+    assert used[-1] == (1 if make is Centred else 4)
+
+
+def test_parts_are_as_large_as_fits_and_equally_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    def size(samples: int) -> int:
+        return route.part_size(Course(prunella.trace(net(), (images(samples)[0],))))
+
+    course = Course(prunella.trace(net(), (images(1)[0],)))
+    monkeypatch.setattr(route, "_CACHE", 32 * course.peak)
+    assert [size(n) for n in (1, 20, 32, 96, 100, 37)] == [1, 20, 32, 32, 25, 37]
+    monkeypatch.setattr(route, "_CACHE", 1)
+    assert [size(n) for n in (1, 20, 32, 96, 100, 37)] == [1, 20, 16, 16, 20, 37]

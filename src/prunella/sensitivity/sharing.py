@@ -4,23 +4,20 @@ import logging
 import time
 import types
 from collections import Counter
-from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
 from itertools import count
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules import module as global_hooks
-from torch.utils import _pytree as pytree
 
 from prunella.errors import PrunellaError
 from prunella.model.blame import first_line
-from prunella.model.containers import emptied
-from prunella.model.outputs import tensors_in
 from prunella.model.structure import device_of, free_bytes, tensors
-from prunella.replaying import Course, bind, kind_of
+from prunella.replaying import Course
+from prunella.sensitivity.recorded import Batch, Casting, Returned
+from prunella.sensitivity.route import Route, part_size, parted
 from prunella.tracing import trace
 
 Evaluate = Callable[[nn.Module], float]
@@ -33,56 +30,6 @@ _PAYS = 10.0
 """Seconds of evaluations below which capturing costs more than it saves."""
 
 log = logging.getLogger("prunella")
-
-
-@dataclass(frozen=True, slots=True)
-class _Casting:
-    """The autocast that a call of the model was under."""
-
-    device: str
-    enabled: bool
-    dtype: torch.dtype
-
-    @staticmethod
-    def now(device: str) -> "_Casting":
-        enabled = torch.is_autocast_enabled(device)
-        return _Casting(device, enabled, torch.get_autocast_dtype(device))
-
-    def entered(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device, dtype=self.dtype, enabled=self.enabled)
-
-
-@dataclass(eq=False, slots=True)
-class _Batch:
-    """One call of the model in an evaluation: the second batch is the second call.
-
-    Attributes:
-        args: A copy of the arguments.
-        kwargs: A copy of the keyword arguments.
-        strides: The strides of the tensors among them, which decide between kernels.
-        casting: The autocast it was under.
-        returned: What the model returned; dropped once the course is proven.
-        course: The model's graph for such inputs; None where there is none.
-        position: How far the values in `live` are.
-        live: What is live there; None where it is not kept.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    strides: list[tuple[int, ...]]
-    casting: _Casting
-    returned: Any
-    course: Course | None = None
-    position: int = 0
-    live: dict[str, Tensor] | None = None
-
-    @property
-    def inputs(self) -> Any:
-        return self.args, self.kwargs
-
-    def kind(self) -> str:
-        """Tell batches apart that need a capture of their own."""
-        return kind_of(self.args, self.kwargs)
 
 
 class Shared:
@@ -111,7 +58,7 @@ class Shared:
         self._device = device_of(model)
         self._bound = free_bytes(self._device) // 4 if memory is None else memory
         self._mode: Literal["plain", "record", "share"] = "plain"
-        self._recorded: list[_Batch] | None = None
+        self._recorded: list[Batch] | None = None
         self._full = False
         self._used = 0
         self._frontier: frozenset[str] = frozenset()
@@ -197,13 +144,15 @@ class Shared:
             self._tell(f"some batches run through the whole model: {unlike}")
         if unlike or not self._begun(batch[0]):
             return self._model(*args, **kwargs)
-        return self._finish(batch[0])
+        route, live = batch[0].route, batch[0].live
+        assert route is not None and live is not None, "it has begun"  # noqa: PT018
+        return route.finish(live, batch[0].position, tensors(self._model))
 
-    def _begun(self, batch: _Batch) -> bool:
+    def _begun(self, batch: Batch) -> bool:
         """Say whether a batch's beginning is kept, and is before all that was changed."""
-        if batch.live is None or batch.course is None:
+        if batch.live is None or batch.route is None:
             return False
-        return batch.course.first_use(self._changed) >= batch.position
+        return batch.route.course.first_use(self._changed) >= batch.position
 
     def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         batches = self._recorded
@@ -211,13 +160,10 @@ class Shared:
         if self._full or self._hindrance():
             self._full = True  # what comes behind a batch that is not recorded is not either
             return self._model(*args, **kwargs)
-        leaves = pytree.tree_leaves((args, kwargs))
-        strides = [leaf.stride() for leaf in leaves if isinstance(leaf, Tensor)]
-        casting = _Casting.now(self._device.type)
-        kept = _copied((args, kwargs))
+        batch = Batch.of(args, kwargs, self._device.type)
         returned = self._model(*args, **kwargs)
-        batch = _Batch(kept[0], kept[1], strides, casting, _copied_all(returned))
-        self._used += _bytes(batch.inputs) + _bytes(batch.returned)
+        batch.returned = Returned.of(returned)
+        self._used += batch.bytes + batch.returned.bytes
         if self._used > self._bound:
             self._full = True
             self._tell(f"only the first {len(batches)} batches fit {self._bound:,} bytes")
@@ -225,11 +171,11 @@ class Shared:
             batches.append(batch)
         return returned
 
-    def _unlike(self, batch: _Batch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    def _unlike(self, batch: Batch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """Say what keeps a call of the model from being the one that was recorded."""
-        if _Casting.now(self._device.type) != batch.casting:
+        if Casting.now(self._device.type) != batch.casting:
             return "another autocast"
-        if not _same(batch, (args, kwargs)):
+        if not batch.same(args, kwargs):
             return "they differ from one evaluation to the next"
         return self._hindrance()
 
@@ -247,17 +193,6 @@ class Shared:
             return "its tensors are changed while it is evaluated"
         return ""
 
-    def _finish(self, batch: _Batch) -> Any:
-        assert batch.course is not None
-        assert batch.live is not None
-        named = tensors(self._model)
-        end = batch.course.run(batch.live, batch.position, batch.course.end, named)
-        kept = {t.untyped_storage().data_ptr() for t in batch.live.values()}
-        mine = {
-            n: t.clone() if t.untyped_storage().data_ptr() in kept else t for n, t in end.items()
-        }
-        return batch.course.returned(mine, named)
-
     # -- between evaluations
 
     @torch.no_grad()
@@ -269,23 +204,37 @@ class Shared:
             return
         for kind, _ in Counter(batch.kind() for batch in batches).most_common(_SHAPES):
             alike = [batch for batch in batches if batch.kind() == kind]
-            course = self._captured(alike[0])
-            if course is None:
-                continue
-            for batch in alike:
-                if self._proven(batch, course):
-                    batch.course = course
-                else:
-                    self._tell("some batches run through the whole model: its graph differs there")
+            left = alike
+            for route in self._routes(alike[0]):
+                for batch in left:
+                    batch.route = route if self._proven(batch, route) else None
+                left = [batch for batch in alike if batch.route is None]
+                if not left:
+                    break
+            if left and not self._off:
+                self._tell("some batches run through the whole model: its graph differs there")
         for batch in batches:
             batch.returned = None
-        if not any(batch.course for batch in batches):
+        if not any(batch.route for batch in batches):
             self._give_up("its graph does not compute the same numbers, bit for bit")
 
-    def _captured(self, batch: _Batch) -> Course | None:
+    def _routes(self, batch: Batch) -> Iterator[Route]:
+        """Capture the model for batches of one kind: in parts where that is faster, then whole."""
+        whole = self._captured(batch.args, batch.kwargs)
+        if whole is None:
+            return
+        samples = whole.graph.samples
+        size = part_size(whole) if self._device.type == "cpu" else samples
+        if size < samples:
+            part = self._captured(*parted(batch.args, batch.kwargs, samples, size)[0])
+            if part is not None and part.graph.samples == size:
+                yield Route(part, samples // size)
+        yield Route(whole)
+
+    def _captured(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Course | None:
         try:
             with torch.autocast(self._device.type, enabled=False):
-                course = Course(trace(self._model, batch.args, batch.kwargs))
+                course = Course(trace(self._model, args, kwargs))
         except PrunellaError as error:
             self._tell(f"nothing is shared between evaluations: {first_line(error)}")
             return None
@@ -295,29 +244,29 @@ class Shared:
             return None
         return course
 
-    def _proven(self, batch: _Batch, course: Course) -> bool:
-        named = tensors(self._model)
+    def _proven(self, batch: Batch, route: Route) -> bool:
+        assert batch.returned is not None, "it is recorded"
         try:
             with batch.casting.entered():
-                inputs = bind(course.graph, batch.args, batch.kwargs)
-                end = course.run(inputs, 0, course.end, named)
-                returned = course.returned(end, named)
+                live = route.begin(batch.args, batch.kwargs)
+                returned = route.finish(live, 0, tensors(self._model))
         except Exception as error:  # noqa: BLE001 - whatever an operator says
-            self._tell(f"the graph of the model does not run by itself: {first_line(error)}")
+            if route.parts == 1:  # else the whole batch may still do
+                self._tell(f"the graph of the model does not run by itself: {first_line(error)}")
             return False
-        return _identical(returned, batch.returned)
+        return batch.returned.equals(returned)
 
     @torch.no_grad()
     def _move(self, touched: Collection[str]) -> None:
         """Bring every batch to where the graph first reads one of these tensors."""
         batches, named = self._recorded or [], tensors(self._model)
-        kept = sum(_bytes(batch.inputs) for batch in batches)
+        kept = sum(batch.bytes for batch in batches)
         waiting = []
         for batch in batches:
-            if batch.course is None:
+            if batch.route is None:
                 continue
-            position = batch.course.first_use(touched)
-            kept += batch.course.size(position)
+            position = batch.route.course.first_use(touched)
+            kept += batch.route.size(position)
             if kept > self._bound:
                 batch.live = None
                 self._tell(
@@ -325,13 +274,12 @@ class Shared:
                     "through the whole model"
                 )
             else:
-                waiting.append((batch, batch.course, position))
-        for batch, course, position in waiting:
+                waiting.append((batch, batch.route, position))
+        for batch, route, position in waiting:
             with batch.casting.entered():
                 if batch.live is None or batch.position > position:
-                    batch.live = bind(course.graph, batch.args, batch.kwargs)
-                    batch.position = 0
-                batch.live = course.run(batch.live, batch.position, position, named)
+                    batch.live, batch.position = route.begin(batch.args, batch.kwargs), 0
+                batch.live = route.run(batch.live, batch.position, position, named)
                 batch.position = position
 
     def _give_up(self, why: str) -> None:
@@ -367,64 +315,3 @@ def _state(model: nn.Module) -> State:
         name: (id(tensor), -1 if tensor.is_inference() else tensor._version)
         for name, tensor in tensors(model).items()
     }
-
-
-def _copied(inputs: Any) -> tuple[Any, ...]:
-    # Not as tensors of inference mode, which cannot be traced with.
-    with torch.inference_mode(mode=False):
-        return tuple(pytree.tree_map_only(Tensor, _copy, inputs))
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone()
-
-
-@dataclass(frozen=True, slots=True)
-class _Returned:
-    """What a model returned: its containers, and copies of the tensors in them."""
-
-    shell: Any
-    tensors: tuple[Tensor, ...]
-
-
-def _copied_all(returned: Any) -> _Returned:
-    shell = emptied(returned, map(str, count()))
-    return _Returned(shell, tuple(map(_copy, tensors_in(returned))))
-
-
-def _identical(returned: Any, recorded: _Returned) -> bool:
-    """Say whether two outputs are the same, bit for bit and container for container."""
-    shell = emptied(returned, map(str, count()))
-    found = tuple(tensors_in(returned))
-    return (
-        bool(shell == recorded.shell)
-        and len(found) == len(recorded.tensors)
-        and all(map(_equal, found, recorded.tensors))
-    )
-
-
-def _same(batch: _Batch, given: Any) -> bool:
-    """Say whether the model is given what was recorded."""
-    leaves, structure = pytree.tree_flatten(given)
-    known, shape = pytree.tree_flatten(batch.inputs)
-    if structure != shape:
-        return False
-    strides = [leaf.stride() for leaf in leaves if isinstance(leaf, Tensor)]
-    return strides == batch.strides and all(map(_equal, leaves, known))
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
-        return type(one) is type(other) and bool(one == other)
-    if (one.shape, one.dtype, one.device) != (other.shape, other.dtype, other.device):
-        return False
-    return torch.equal(_bits(one), _bits(other))
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.detach().reshape(-1).contiguous().view(torch.uint8)
-
-
-def _bytes(value: Any) -> int:
-    found = value.tensors if isinstance(value, _Returned) else pytree.tree_leaves(value)
-    return sum(t.numel() * t.element_size() for t in found if isinstance(t, Tensor))
