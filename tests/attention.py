@@ -93,6 +93,17 @@ def normed(self: "Attention", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return fused(self, self.norm(q), k, v)
 
 
+def pooled(self: "Attention", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Queries go on beside what they found (MViT): a factor in them would show there."""
+    return (q @ k.mT * self.scale).softmax(-1) @ v + q
+
+
+def placed(self: "Attention", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Queries meet a table too, without the scale of keys."""
+    scores = q @ k.mT * self.scale + torch.einsum("bhid,jd->bhij", q, self.table)[..., : k.shape[2]]
+    return scores.softmax(-1) @ v
+
+
 class Attention(nn.Module):
     """A stream, one attention on it, and a classifier of every token."""
 
@@ -113,6 +124,10 @@ class Attention(nn.Module):
             self.inner = nn.Linear(SIZE, SIZE)
         if attend is normed:
             self.norm = nn.LayerNorm(SIZE)
+        if attend in (pooled, placed):
+            self.scale = SIZE**-0.5
+        if attend is placed:
+            self.table = nn.Parameter(torch.randn(16, SIZE))
         if attend is rotary:
             self.register_buffer("frequencies", torch.rand(SIZE // 2) + 0.5)
 

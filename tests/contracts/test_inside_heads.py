@@ -34,6 +34,8 @@ from tests.attention import (
     linear,
     normed,
     owner,
+    placed,
+    pooled,
     projected,
     ready,
     rotary,
@@ -42,7 +44,8 @@ from tests.attention import (
     turned,
 )
 
-EXACT = [fused, by_hand, by_einsum, by_batches, biased, gated, cosine, rotary, shifted, projected]
+EXACT = [fused, by_hand, by_einsum, by_batches, biased, gated, cosine, rotary, shifted, projected,
+         pooled, placed]  # fmt: skip
 OTHERS = [across, linear, normed]  # masking alone is not what they compute: see the certificate
 WHOLE = HEADS * SIZE
 

@@ -64,6 +64,7 @@ CUT: dict[str, Expression] = {
     "stack_interleave": lambda x: torch.stack([x, x.relu()], 2).flatten(1, 2),
     "chunk_add": lambda x: torch.add(*x.chunk(2, 1)),
     "chunk_cat": lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),
+    "tensor_split_space": lambda x: torch.cat(x.tensor_split((1,), 2), 2),
     "split_space": lambda x: torch.cat(x.split(3, 2), 1),
     "unbind_space": lambda x: x.unbind(2)[0] + x.unbind(2)[3],
     "select_space": lambda x: x[:, :, 2],

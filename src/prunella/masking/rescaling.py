@@ -61,6 +61,9 @@ def keep_scales(
     products = [(node, both) for node, both in products if _is_cut(both, sizes)]
     factors = _Factors(groups, sizes)
     products = [(node, both) for node, both in products if all(map(factors.sources, both))]
+    products = [
+        (node, both) for node, both in products if factors.feed_nothing_else(both, products)
+    ]
     if not products:
         return replace(plan, factors={})
     plan = replace(plan, attributes=_with_roots(model, plan, products, sizes))
@@ -106,12 +109,12 @@ def _is_cut(pair: tuple[Ref, Ref], sizes: Resized) -> bool:
 
 def _summed(pair: tuple[Ref, Ref], sizes: Resized) -> np.ndarray:
     """Return the channel numbers that both sides of a product carry."""
-    return np.intersect1d(_numbers(sizes, pair[0]), _numbers(sizes, pair[1]))
+    return np.intersect1d(_numbers(sizes, pair[0].name), _numbers(sizes, pair[1].name))
 
 
-def _numbers(sizes: Resized, ref: Ref) -> np.ndarray:
+def _numbers(sizes: Resized, name: str) -> np.ndarray:
     """Return the channel numbers that a tensor carries."""
-    carried = [np.unique(ids) for _, ids in sizes.flow.spreads.get(ref.name, ())]
+    carried = [np.unique(ids) for _, ids in sizes.flow.spreads.get(name, ())]
     found = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *carried]))
     return found[found >= 0]
 
@@ -127,6 +130,38 @@ class _Factors:
             for ref in refs((node.args, node.kwargs)):
                 self.users.setdefault(ref.name, []).append(node)
         self.by_axis: Factors = {}
+
+    def feed_nothing_else(self, both: tuple[Ref, Ref], products: list[Product]) -> bool:
+        """Say whether what makes both sides of a product is used for nothing but such products.
+
+        Queries that are also added to what attention returns, or compared with a table of
+        positions, would carry their factor there. Where the scale is an attribute of the module
+        it then simply stays the old one.
+        """
+        summed = _summed(both, self.sizes)
+        names = self._names(both)  # the same for layers that share their weights
+        allowed = {node.name for node, other in products if self._names(other) == names}
+        values = self.graph.values.items()
+        left = [
+            name for name, value in values if value.kind == "parameter" and value.source in names
+        ]
+        seen = set(left)
+        while left:
+            name = left.pop()
+            for user in self.users.get(name, []):
+                if user.name in allowed:
+                    continue
+                ways = scaling.through(user) or []
+                if not any(name == ref.name for together in ways for ref in together):
+                    return False
+                for made in user.outputs:
+                    if made not in seen and np.isin(_numbers(self.sizes, made), summed).any():
+                        seen.add(made)
+                        left.append(made)
+        return True
+
+    def _names(self, both: tuple[Ref, Ref]) -> set[str]:
+        return {name for ref in both for name in (self.sources(ref) or (set(), []))[0]}
 
     def settle(self, products: list[Product], again: Mapping[str, Node]) -> None:
         """Undo what the scale of products changed by, in the weights that both sides come from.

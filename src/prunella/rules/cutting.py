@@ -54,6 +54,21 @@ def split(labels: Labels, node: Node) -> list[Layers]:
     return [tuple(p[i] for p in pieces if p[i].numel() > 1) for i, _ in enumerate(node.outputs)]
 
 
+@rule("aten.tensor_split.indices")
+def split_at(labels: Labels, node: Node) -> list[Layers]:
+    """Cut the labels at indices, which count from the start whatever is cut."""
+    x, places = node.args[0], list(node.args[1])
+    dim = argument(node, 2, "dim", 0) % len(labels.shape(x))
+    made: list[list[Layer]] = [[] for _ in node.outputs]
+    for layer in labels.of(x):
+        if varies(layer, dim):
+            labels.freeze(layer, "is cut at places that the code spells out", node)
+        pieces = layer.tensor_split(places, dim) if varies(layer, dim) else [layer] * len(made)
+        for layers, piece in zip(made, pieces, strict=True):
+            layers.append(piece)
+    return [tuple(a for a in layers if a.numel() > 1) for layers in made]
+
+
 def _pieces(node: Node, layer: Layer, dim: int, unbind: bool) -> list[Layer]:
     count = len(node.outputs)
     if unbind:
