@@ -14,6 +14,8 @@ if _typing.TYPE_CHECKING:
     from prunella.costs import count_weight_bytes as count_weight_bytes
     from prunella.coupling import couple as couple
     from prunella.errors import PrunellaError as PrunellaError
+    from prunella.exporting import export as export
+    from prunella.exporting import quantize as quantize
     from prunella.graph import Graph as Graph
     from prunella.masking import mask as mask
     from prunella.model.carrying import plan_of as plan_of
@@ -68,10 +70,12 @@ _HOMES = {
     "count_params": "costs",
     "couple": "coupling",
     "estimate": "sensitivity",
+    "export": "exporting",
     "load": "storing",
     "mask": "masking",
     "plan_of": "model.carrying",
     "prune": "pruning",
+    "quantize": "exporting",
     "reconstruct": "repairing.reconstructing",
     "save": "storing",
     "score": "scoring",
@@ -106,10 +110,12 @@ __all__ = [
     "count_weight_bytes",
     "couple",
     "estimate",
+    "export",
     "load",
     "mask",
     "plan_of",
     "prune",
+    "quantize",
     "reconstruct",
     "save",
     "score",

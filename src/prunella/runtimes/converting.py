@@ -48,7 +48,7 @@ def write_onnx(
         form = form_of(model, args, kwargs)
         outputs = output_names(output_of(model, form))
         program = captured(Flat(model, form), form.example, {}, dynamic=dynamic)
-        with _quiet():
+        with quiet():
             try:
                 made = torch.onnx.export(
                     program,
@@ -88,7 +88,7 @@ def captured(
         for tensor in batched((args, kwargs)):
             given[tensor] = {0: batch}
         shapes = given
-    with _quiet():
+    with quiet():
         try:
             return torch.export.export(
                 model, args, kwargs or None, dynamic_shapes=shapes, strict=False
@@ -104,8 +104,8 @@ def captured(
 def batched(inputs: Any) -> list[Tensor]:
     """List the tensors whose first dimension is the batch: as long as that of the first tensor."""
     found = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    sizes = [tensor.shape[0] for tensor in found if tensor.dim()]
-    return [tensor for tensor in found if tensor.dim() and tensor.shape[0] == sizes[0]]
+    arrays = [tensor for tensor in found if tensor.dim()]
+    return [tensor for tensor in arrays if tensor.shape[0] == arrays[0].shape[0]]
 
 
 def repeated(inputs: Any, times: int) -> Any:
@@ -128,7 +128,7 @@ def reason(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence what the exporters of torch say about themselves: deprecations, optional packages."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

@@ -28,11 +28,19 @@ def prepare_torch(
     held = [t for t in tensors(ours).values() if t.is_floating_point()]
     if any(t.dtype != dtype for t in held) or any(t.device != device for t in held):
         ours = copied(model).eval().to(device=device, dtype=dtype)
-    form = form_of(ours, args, kwargs)
+    return in_torch(ours, args, kwargs, runtime)
+
+
+def in_torch(
+    model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None, runtime: Runtime
+) -> Prepared:
+    """Prepare a module that is in evaluation mode, and where and in what it shall run."""
+    device, dtype = _device(runtime), getattr(torch, runtime.dtype)
+    form = form_of(model, args, kwargs)
     positional, named = form.arguments([_cast(t, device, dtype) for t in form.example])
-    call: Callable[..., Any] = ours
+    call: Callable[..., Any] = model
     if runtime.name == "torch-compile":
-        call = _compiled(ours)
+        call = _compiled(model)
 
     def run() -> Any:
         with threads_set(runtime.threads), torch.inference_mode():
