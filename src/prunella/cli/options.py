@@ -1,6 +1,7 @@
 """Every setting of the configuration as an option of every verb."""
 
 import inspect
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,15 +21,21 @@ _HELP = {
 }
 
 
-def signature(sections: Sequence[str], *, dry_run: bool = False) -> inspect.Signature:
+def signature(
+    sections: Sequence[str],
+    *,
+    dry_run: bool = False,
+    more: Mapping[str, tuple[Any, Any]] | None = None,
+) -> inspect.Signature:
     """Give a verb's parameters: `ctx`, `debug`, `quiet`, and one per setting.
 
     Args:
         sections: Sections whose settings the verb's help lists; the others work but are not shown.
         dry_run: Whether the verb can say what it would do.
+        more: Options of the verb's own: annotation and default by the variable's name.
     """
     flag = inspect.Parameter.KEYWORD_ONLY
-    fixed = {
+    fixed: dict[str, tuple[Any, Any]] = {
         "ctx": (typer.Context, inspect.Parameter.empty),
         "debug": (
             Annotated[bool, typer.Option("--debug", help="Show where errors come from.")],
@@ -39,6 +46,7 @@ def signature(sections: Sequence[str], *, dry_run: bool = False) -> inspect.Sign
             False,
         ),
     }
+    fixed |= more or {}
     if dry_run:
         fixed["dry_run"] = (
             Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")],
@@ -108,6 +116,15 @@ def read(extra: Sequence[str], given: Mapping[str, Any], *, task_needed: bool) -
             "that defines `task`, or a built-in task: `prunella run digits --budget.macs 0.5`"
         )
     return config
+
+
+def typed_again(extra: Sequence[str], given: Mapping[str, Any]) -> str:
+    """Write down the settings as they were typed, for commands that messages suggest."""
+    words = list(extra)
+    for name, value in given.items():
+        if value is not None:
+            words += [f"--{name.replace('__', '.')}", value]
+    return shlex.join(words)
 
 
 def _variable(name: str) -> str:

@@ -6,6 +6,7 @@ from rich import box
 from rich.table import Table
 
 from prunella.pipeline import Suggestion
+from prunella.pipeline.exporting import HandedOver
 from prunella.pipeline.suggesting import Forecast
 from prunella.record import RunRecord
 from prunella.report.wording import count, headline_rows, measure, percent, signed
@@ -65,6 +66,27 @@ def kept(row: Forecast) -> Table:
     table = _table("group", "channels", "kept", "share kept")
     for name, channels, left in row.groups:
         table.add_row(name, f"{channels:,}", f"{left:,}", percent(left / channels))
+    return table
+
+
+def handed_over(found: HandedOver) -> Table:
+    """Set the dense model, the pruned one and int8 side by side, as files in their runtime."""
+    runtime = found.timing.runtime
+    table = _table("", "MB", f"latency in {runtime.name}", "against dense", found.metric)
+    table.columns[3].justify = "left"
+    sizes = {"dense": found.dense_size, "pruned": found.exported.size}
+    judged: dict[str, float] = {}
+    if found.quantized is not None:
+        sizes["pruned, int8"] = found.quantized.exported.size
+        judged = {"pruned": found.quantized.before, "pruned, int8": found.quantized.after}
+    for name, latency in found.timing.latency.items():
+        table.add_row(
+            name,
+            f"{sizes[name] / 1e6:.2f}",
+            str(latency),
+            "" if name == "dense" else str(found.timing.speedup(name)),
+            measure(judged[name]) if name in judged else "",
+        )
     return table
 
 

@@ -1,15 +1,14 @@
 """The verbs: their help, and what each prints."""
 
-import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunella.cli import speaking
-from prunella.cli.options import read, signature, with_signature
+from prunella.cli import exporting, speaking
+from prunella.cli.options import read, signature, typed_again, with_signature
 from prunella.config import Config, template
 from prunella.errors import ConfigError, WorkspaceError
 
@@ -205,11 +204,12 @@ VERBS = (
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register all verbs, `ana` as an alias of analyze, and init."""
+    """Register all verbs, `ana` as an alias of analyze, export and init."""
     for verb in VERBS:
         _add(app, verb, verb.name, hidden=False)
         if verb.name == "analyze":
             _add(app, verb, "ana", hidden=True)
+    exporting.add_to(app)
     app.command("init")(init)
 
 
@@ -220,7 +220,7 @@ def _add(app: typer.Typer, verb: Verb, name: str, *, hidden: bool) -> None:
             act = verb.rehearse
         with speaking.errors(debug):
             config = read(ctx.args, given, task_needed=verb.name != "report")
-            typed = _typed(ctx.args, given)
+            typed = typed_again(ctx.args, given)
             with speaking.logging_to(config.folder / "run.log", quiet):
                 try:
                     act(config, typed, quiet)
@@ -236,14 +236,6 @@ def _add(app: typer.Typer, verb: Verb, name: str, *, hidden: bool) -> None:
         options_metavar="[SETTINGS] [--section.key VALUE]...",
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     )(with_signature(call, signature(verb.sections, dry_run=verb.rehearse is not None)))
-
-
-def _typed(extra: Sequence[str], given: dict[str, Any]) -> str:
-    words = list(extra)
-    for name, value in given.items():
-        if value is not None:
-            words += [f"--{name.replace('__', '.')}", value]
-    return shlex.join(words)
 
 
 def init(
