@@ -100,7 +100,8 @@ def pooled(self: "Attention", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def placed(self: "Attention", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Queries meet a table too, without the scale of keys."""
-    scores = q @ k.mT * self.scale + torch.einsum("bhid,jd->bhij", q, self.table)[..., : k.shape[2]]
+    table = self.table[: k.shape[2]]
+    scores = q @ k.mT * self.scale + torch.einsum("bhid,jd->bhij", q, table)
     return scores.softmax(-1) @ v
 
 

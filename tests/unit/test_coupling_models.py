@@ -143,3 +143,28 @@ def test_units_are_those_an_experiment_finds(name: str) -> None:
     case = ZOO[name]
     model = case.model()
     compare_with_experiment(model, groups_of(case, model), case.inputs(), case.keywords())
+
+
+class _Positions(nn.Module):
+    """A table of positions, of which an input reads as many as it is long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.head = nn.Linear(5, 16), nn.Linear(16, 24), nn.Linear(24, 3)
+        self.positions = nn.Parameter(torch.randn(1, 32, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x) + self.positions[:, : x.shape[1]].to(x.dtype)
+        return self.head(self.inner(x).relu())
+
+
+def test_rows_of_a_table_that_the_example_does_not_read_stay_for_longer_inputs() -> None:
+    model = _Positions().double().eval()
+    result = prunella.prune(model, torch.randn(2, 6, 5).double(), ratio=0.5)
+    assert 1 not in result.plan.kept["positions"]
+    assert len(result.plan.kept["positions"][2]) == 8
+    longer = torch.randn(2, 30, 5).double()
+    masked = oracle.masked(model, result.plan)(longer)
+    assert oracle.difference([result.model(longer)], [masked]) <= 1e-9
+    reasons = [str(why) for group in result.summary.groups.frozen for why in group.frozen]
+    assert any("nothing reads it with these inputs" in why for why in reasons)

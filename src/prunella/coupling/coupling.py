@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from prunella import rules
 from prunella.coupling.sizing import bind_sizes
+from prunella.coupling.unread import unread
 from prunella.errors import ConfigError
 from prunella.graph import Graph, refs
 from prunella.labels import Labels, Shape
@@ -195,6 +196,10 @@ def _assemble(labels: Labels, components: np.ndarray) -> Groups:
     axes = tuple(labels.axes)
     reasons = _Reasons(labels, components)
     units = _without(collect(labels.axes.values(), components), labels.structural, components)
+    idle = np.flatnonzero(unread(labels, components) & ~reasons.stuck)
+    reasons.add(
+        idle, Frozen("nothing reads it with these inputs; with others something may", "couple", "")
+    )
     _freeze_bound_rows(labels, components, reasons)
     members = units.axis.alike(reasons.stuck[units.components])
     alone = Frozen("all channels depend on one another", "couple", "")
