@@ -1,0 +1,205 @@
+"""Compare what torch and ONNX Runtime make of the same file, and find the node where they part."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor
+
+from prunella.errors import CertificateError, ConfigError, TraceError
+from prunella.onnxfiles.network import OnnxNetwork
+from prunella.onnxfiles.numbers import Host, UnreadError
+from prunella.onnxfiles.opening import OnnxFile, open_file
+
+log = logging.getLogger("prunella")
+
+_TOLERANCE = 1e-3
+"""Largest relative difference of outputs in single precision that we put down to rounding.
+
+The same node in another order of sums is off by 1e-6; a hundred layers with random weights, 1e-4.
+"""
+_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+class NobodyRunsError(Exception):
+    """Neither torch nor ONNX can run a node; `output` is what it makes."""
+
+    def __init__(self, name: str, op: str, output: str, why: str) -> None:
+        super().__init__(f"`{op}` in `{name}`: {why}")
+        self.output = output
+
+
+def settle(network: OnnxNetwork, inputs: Sequence[Tensor]) -> None:
+    """Run all nodes once; those that torch cannot run as they are used are run as ONNX says.
+
+    Raises:
+        NobodyRunsError: Neither can.
+    """
+    values = dict(zip(network.inputs, inputs, strict=True)) | {
+        name: network.tensor(name) for name in network.places
+    }
+    with torch.no_grad():
+        for name, operands, outputs in network.calls:
+            node, given = network.node(name), [values.get(operand) for operand in operands]
+            if not node.unread:
+                try:
+                    made = node(*given)
+                except (UnreadError, RuntimeError, TypeError, ValueError, IndexError) as error:
+                    node.unread = str(error) or type(error).__name__
+                    log.info("`%s` in `%s` is run by ONNX: %s", node.op, name, node.unread)
+            if node.unread:
+                try:
+                    made = node(*given)
+                except Exception as error:
+                    raise NobodyRunsError(
+                        name, node.op, next(filter(None, outputs)), str(error)
+                    ) from error
+            several = isinstance(made, tuple | list)
+            kept = [output for output in outputs if output]
+            values.update(zip(kept, made if several else (made,), strict=False))
+
+
+def agree(network: OnnxNetwork, path: Path, inputs: Sequence[Tensor]) -> float:
+    """See that torch makes of the original file what ONNX Runtime makes; return by how much not.
+
+    A node that comes out otherwise is run as ONNX says from then on.
+
+    Raises:
+        TraceError: They still differ.
+    """
+    for _ in range(len(network.calls)):
+        error = difference(network, path, inputs)
+        if error <= _TOLERANCE:
+            return error
+        name = _first_apart(network, path, inputs)
+        if name is None or network.node(name).unread:
+            break
+        network.node(name).unread = "torch computes something else"
+        log.warning(
+            "`%s` in `%s` is run by ONNX: torch computes something else with these settings",
+            network.node(name).op,
+            name,
+        )
+    raise TraceError(
+        f"what torch makes of `{path}` differs from ONNX Runtime's result by {error:.2g} "
+        "(relative), and no single node explains it. Report this file, or prune the model before "
+        "it is exported"
+    )
+
+
+def confirm(network: OnnxNetwork, path: Path, inputs: Sequence[Tensor], dense: float) -> float:
+    """See that ONNX Runtime makes of the written file what the proven model computes.
+
+    Args:
+        network: The pruned network.
+        path: The written file.
+        inputs: What to run both on.
+        dense: How far apart both were on the original file.
+
+    Raises:
+        CertificateError: They differ.
+    """
+    error = difference(network, path, inputs)
+    allowed = max(_TOLERANCE, 10 * dense)
+    if not error <= allowed:
+        raise CertificateError(
+            f"ONNX Runtime makes of `{path}` something else than the proven model computes (by "
+            f"{error:.2g}, relative; allowed {allowed:.2g}). Do not use the file, and report it"
+        )
+    return error
+
+
+def difference(network: OnnxNetwork, path: Path, inputs: Sequence[Tensor]) -> float:
+    """Return the largest relative difference of any output between torch and ONNX Runtime."""
+    with torch.no_grad():
+        wanted = [tensor.numpy(force=True) for tensor in network(*inputs)]
+    file = open_file(path)
+    _restrict(file, network, network.outputs)
+    found = run(session_of(file), network.inputs, inputs, network.outputs)
+    return max((_gap(a, b) for a, b in zip(found, wanted, strict=True)), default=0.0)
+
+
+def _gap(a: np.ndarray, b: np.ndarray) -> float:
+    if a.shape != b.shape:
+        return float("inf")
+    if not a.size:
+        return 0.0
+    if a.dtype.kind not in "fV":
+        return float((a != b).mean())
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    scale = np.abs(a[np.isfinite(a)]).max(initial=0.0)
+    with np.errstate(invalid="ignore"):
+        gap = np.nan_to_num(np.where(same, 0.0, np.abs(a - b)), nan=np.inf).max()
+    return float(gap / max(scale, 1e-12))
+
+
+def _first_apart(network: OnnxNetwork, path: Path, inputs: Sequence[Tensor]) -> str | None:
+    """Name the first node of which torch makes something else, given what ONNX Runtime has."""
+    file = open_file(path)
+    names = [output for _, _, outputs in network.calls for output in outputs if output]
+    _restrict(file, network, names)
+    found = dict(zip(names, run(session_of(file), network.inputs, inputs, names), strict=True))
+    with torch.no_grad():
+        values = network.run(inputs, keep=True)
+    for name, _, outputs in network.calls:
+        for output in filter(None, outputs):
+            value = values[output]
+            mine = value.tensor() if isinstance(value, Host) else value
+            if mine is not None and not _gap(found[output], mine.numpy(force=True)) <= _TOLERANCE:
+                return name
+    return None
+
+
+def _restrict(file: OnnxFile, network: OnnxNetwork, outputs: Sequence[str]) -> None:
+    """Leave only what the network has of a file, returning these values."""
+    graph = file.model.graph
+    held = {name for _, _, made in network.calls for name in made}
+    held |= {*network.filled, *network.aliases}
+    nodes = [
+        node
+        for node in graph.node
+        if held.intersection(filter(None, node.output)) or node.output[0] in file.constants
+    ]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    del graph.output[:]
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    del graph.value_info[:]
+
+
+def session_of(file: OnnxFile) -> onnxruntime.InferenceSession:
+    """Load a graph; weights that stand outside are found in the file's folder."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry(_FOLDER, str(file.path.parent.resolve()))
+    try:
+        return onnxruntime.InferenceSession(
+            file.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        raise ConfigError(
+            f"ONNX Runtime cannot load `{file.path}`: {str(error)[:300]}. Give a file that it runs"
+        ) from error
+
+
+def run(
+    session: onnxruntime.InferenceSession,
+    names: Sequence[str],
+    inputs: Sequence[Tensor],
+    outputs: Sequence[str],
+) -> list[np.ndarray]:
+    """Run a session on tensors."""
+    asked = {entry.name for entry in session.get_inputs()}
+    feeds: Mapping[str, np.ndarray] = {
+        name: tensor.numpy(force=True)
+        for name, tensor in zip(names, inputs, strict=True)
+        if name in asked
+    }
+    found: list[np.ndarray] = session.run(list(outputs), dict(feeds))
+    return found

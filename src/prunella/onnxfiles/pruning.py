@@ -1,0 +1,148 @@
+"""An ONNX file made smaller: read, pruned and proven as any module, written, compared."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from prunella.calibration import Calibration
+from prunella.certifying import Certificate
+from prunella.errors import ConfigError
+from prunella.onnxfiles import checking
+from prunella.onnxfiles.inputs import Entry, Shapes, calibrate, entries, example
+from prunella.onnxfiles.network import OnnxNetwork
+from prunella.onnxfiles.opening import OnnxFile, open_file
+from prunella.onnxfiles.writing import write
+from prunella.plan import Plan
+from prunella.pruning import prune
+from prunella.pruning.pruning import PruneResult
+
+log = logging.getLogger("prunella")
+
+Data = str | Path | Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class OnnxResult:
+    """A pruned ONNX file.
+
+    Attributes:
+        path: Where it is; `plan_path` is that of the plan beside it.
+        plan: What was kept, by names of the file.
+        certificate: The proof that the pruned network computes what the masked one does.
+        parity: Largest relative difference between ONNX Runtime on the written file and the proven
+            network; `dense_parity` that of the original file.
+        left_out: Nodes that were not looked at, as nothing can run them or their results have no
+            fixed shape. What they read was left as it is.
+        summary: A table to print.
+    """
+
+    path: Path
+    plan_path: Path
+    plan: Plan
+    certificate: Certificate
+    parity: float
+    dense_parity: float
+    left_out: tuple[str, ...]
+    summary: str
+
+
+def prune_file(
+    path: str | Path,
+    output: str | Path,
+    calibration: Data | None = None,
+    *,
+    shapes: Shapes | None = None,
+    **options: Any,
+) -> OnnxResult:
+    """Prune an ONNX file; see `prunella.prune_onnx`."""
+    path, output = Path(path), Path(output)
+    if output.resolve() == path.resolve():
+        raise ConfigError(f"`{output}` is the file that is pruned. Name another one to write")
+    file = open_file(path)
+    asked = entries(file)
+    data = None if calibration is None else calibrate(calibration, asked)
+    inputs = _first(data, asked) if data is not None else example(asked, shapes)
+    file, network = _readable(file, inputs, asked)
+    network.eval()
+    dense_parity = checking.agree(network, path, _of(network, asked, inputs))
+    result = _prune(network, _of(network, asked, inputs), _kept(data, network, asked), options)
+    pruned = result.model
+    assert isinstance(pruned, OnnxNetwork), "the class comes back"
+    write(file, network, pruned, output)
+    parity = checking.confirm(pruned, output, _of(network, asked, inputs), dense_parity)
+    plan_path = output.with_suffix(".plan.json")
+    plan_path.write_text(result.plan.to_json(), encoding="utf-8")
+    return OnnxResult(
+        output,
+        plan_path,
+        result.plan,
+        result.certificate,
+        parity,
+        dense_parity,
+        network.tail,
+        _told(network, result),
+    )
+
+
+def _readable(
+    file: OnnxFile, inputs: tuple[Tensor, ...], asked: list[Entry]
+) -> tuple[OnnxFile, OnnxNetwork]:
+    """Make the network of a file; what nobody can run is left out, with all that follows."""
+    loose: set[str] = set()
+    while True:
+        network = OnnxNetwork(file, loose)
+        try:
+            checking.settle(network, _of(network, asked, inputs))
+        except checking.NobodyRunsError as error:
+            log.warning("%s is left out with all that follows: nothing here runs it", error)
+            loose.add(error.output)
+            file = open_file(file.path)
+        else:
+            return file, network
+
+
+def _prune(
+    network: OnnxNetwork,
+    inputs: tuple[Tensor, ...],
+    data: Calibration | None,
+    options: dict[str, Any],
+) -> PruneResult:
+    return prune(network, inputs, calibration=data, form="class", **options)
+
+
+def _first(data: Calibration, asked: list[Entry]) -> tuple[Tensor, ...]:
+    """Return one sample, or as many as the graph takes at once."""
+    batch = data.batches[0][0]
+    return tuple(
+        tensor[:1] if entry.shape and isinstance(entry.shape[0], str) else tensor
+        for tensor, entry in zip(batch, asked, strict=True)
+    )
+
+
+def _of(network: OnnxNetwork, asked: list[Entry], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the inputs that the network takes; others only what was left out uses."""
+    given = {entry.name: tensor for entry, tensor in zip(asked, inputs, strict=True)}
+    return tuple(given[name] for name in network.inputs)
+
+
+def _kept(data: Calibration | None, network: OnnxNetwork, asked: list[Entry]) -> Calibration | None:
+    if data is None:
+        return None
+    return Calibration([(_of(network, asked, args), {}) for args, _ in data.batches])
+
+
+def _told(network: OnnxNetwork, result: PruneResult) -> str:
+    """Say what was done, and which nodes were run as ONNX says or not looked at."""
+    lines = [str(result.summary).replace("form: the model's own class\n", "")]
+    odd = [(name, network.node(name)) for name, _, _ in network.calls if network.node(name).unread]
+    lines += [
+        f"run as ONNX says, and frozen: `{node.op}` in `{name}` ({node.unread})"
+        for name, node in odd
+    ]
+    lines += [f"left out: {what}" for what in network.tail]
+    return "\n".join(lines)
