@@ -109,6 +109,9 @@ class AnalyzeSection(_Section):
     """Mixed precision of the measurements."""
     workers: int = Field(default=1, ge=1)
     """Processes that measure side by side, on the CPU with one thread each."""
+    confidence: float | None = Field(default=None, gt=0, lt=1)
+    """Stop each measurement where, with this confidence, its answer is settled; unset: all of the
+    data, always. For metrics that are means over samples of numbers from 0 to 1."""
     memory_gb: float | None = Field(default=None, ge=0)
     """Memory for what measurements share, so that less is computed twice; 0 shares nothing; unset:
     a quarter of what is free."""

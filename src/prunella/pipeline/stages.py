@@ -29,7 +29,8 @@ from prunella.workspace import Entry, digest
 
 Made = tuple[Mapping[str, Any], tuple[str, ...]]
 
-_MEASURED = {"ratios", "share", "split", "precision"}  # settings that decide about the numbers
+# Settings that decide about the numbers.
+_MEASURED = {"ratios", "share", "split", "precision", "confidence"}
 
 log = logging.getLogger("prunella")
 
@@ -148,7 +149,7 @@ def foundation(context: Context) -> tuple[Task, dict[str, Any]]:
         "metric": f"{metric.name}, {'higher' if metric.higher_is_better else 'lower'} is better",
         "data": context.data[settings.split],
         "settings": {
-            **settings.model_dump(mode="json", include=_MEASURED),
+            **settings.model_dump(mode="json", include=_MEASURED, exclude_none=True),
             **chosen_by(context),
             "exclude": list(context.config.prune.exclude),
         },
@@ -170,15 +171,14 @@ def sensitivity(context: Context) -> Entry:
                 context.dense,
                 context.groups,
                 ranked.scores,
-                lambda model: evaluate(
-                    model, task, settings.split, device=context.device, precision=settings.precision
-                ),
+                _judge(context, task),
                 metric=task.metric.name,
                 higher_is_better=task.metric.higher_is_better,
                 ratios=settings.ratios,
                 record=context.space.path("analysis.journal"),
                 data=f"{inputs['data']}, {settings.split}, {settings.share=}, {settings.precision}",
                 workers=settings.workers,
+                confidence=settings.confidence,
                 memory=None if settings.memory_gb is None else int(settings.memory_gb * 2**30),
                 cut=ranked.cut,
                 progress=progress,
@@ -186,6 +186,14 @@ def sensitivity(context: Context) -> Entry:
         return {"sensitivity": found.to_json(), "seconds": time.perf_counter() - began}, ()
 
     return remembered(context, "sensitivity", inputs, make)
+
+
+def _judge(context: Context, task: Task) -> analysis.Evaluate:
+    settings = context.config.analyze
+    split, device, precision = settings.split, context.device, settings.precision
+    if settings.confidence is None:
+        return lambda model: evaluate(model, task, split, device=device, precision=precision)
+    return analysis.samplewise(context.dense, task, split, device=device, precision=precision)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from prunella.sensitivity.curves import RATIOS, Sensitivity, removed
 from prunella.sensitivity.estimating import DIVERGENCE, estimate
 from prunella.sensitivity.measuring import Cut, Progress, analyze
+from prunella.sensitivity.samplewise import Samplewise, samplewise
 from prunella.sensitivity.sharing import Evaluate
 
 __all__ = [
@@ -11,8 +12,10 @@ __all__ = [
     "Cut",
     "Evaluate",
     "Progress",
+    "Samplewise",
     "Sensitivity",
     "analyze",
     "estimate",
     "removed",
+    "samplewise",
 ]
