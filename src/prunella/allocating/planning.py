@@ -53,7 +53,7 @@ def kept_of(group: Group, mask: np.ndarray) -> tuple[int, ...]:
     return tuple(np.flatnonzero(mask[group.start : group.start + group.channels]).tolist())
 
 
-def mask_of(groups: Groups, channels: Mapping[str, tuple[int, ...]]) -> np.ndarray:
+def mask_of(groups: Groups, channels: Mapping[str, Indices]) -> np.ndarray:
     """Return the mask that keeps the listed channels of each group, and all of the others."""
     mask = np.ones(groups.channels, dtype=bool)
     for group in groups:

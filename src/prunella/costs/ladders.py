@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 
 from prunella.costs.predicted import Term
+from prunella.costs.widths import PLAIN, Step
 
 Scope = tuple[int, ...]
 """The clusters that a part of a cost depends on, ascending."""
@@ -59,33 +60,45 @@ class LadderCosts:
         ladders: Sequence[Ladder],
         channels: int,
     ) -> None:
-        dims = self._merge(terms, weights)
+        dims, steps = self._merge(terms, weights)
         self._shares = self._share_out(dims, ladders, channels)
         full = np.array([*(len(dim) for dim in dims), 1], dtype=np.int64)
         for share in self._shares:
             full[share.dims] -= share.kept[:-1, 0]
+        self._step(steps, full)
         self._neighbours: dict[int, list[int]] = {}
         self._fixed = full  # of every dimension, what no level changes
         self.put([0] * len(ladders))
 
-    def _merge(self, terms: Sequence[Term], weights: np.ndarray) -> list[np.ndarray]:
-        """Tell alike dimensions once, and terms with the same ones; return the dimensions."""
-        index: dict[bytes, int] = {}
+    def _merge(
+        self, terms: Sequence[Term], weights: np.ndarray
+    ) -> tuple[list[np.ndarray], list[Step]]:
+        """Tell alike dimensions once, and terms with the same ones.
+
+        Returns:
+            The dimensions, and how the length of each counts.
+        """
+        index: dict[tuple[bytes, Step], int] = {}
         dims: list[np.ndarray] = []
+        steps: list[Step] = []
         factors = np.array([term.factor for term in terms], dtype=np.int64)
         merged: dict[tuple[int, ...], int] = {}
         columns = np.zeros(len(terms), dtype=np.int64)
         for t, term in enumerate(terms):
             found = []
-            for dim in term.dims:
+            for dim, step in term.stepped():
                 channels, times = np.unique(dim, return_counts=True)
-                if (times == times[0]).all():  # every slice of a channel is cut with it
+                if (
+                    step == PLAIN and (times == times[0]).all()
+                ):  # every slice of a channel is cut with it
                     factors[t] *= times[0]
                 else:
                     channels = np.repeat(channels, times)
-                found.append(index.setdefault(channels.astype(np.int64).tobytes(), len(dims)))
+                key = channels.astype(np.int64).tobytes(), step
+                found.append(index.setdefault(key, len(dims)))
                 if found[-1] == len(dims):
                     dims.append(channels)
+                    steps.append(step)
             columns[t] = merged.setdefault(tuple(sorted(found)), len(merged))
         most = max((len(found) for found in merged), default=0)
         self._dims = np.full((len(merged), most), -1)  # -1: the last of all sizes, which is 1
@@ -93,7 +106,26 @@ class LadderCosts:
             self._dims[t, : len(row)] = row
         self.factors = np.zeros((len(weights), len(merged)), dtype=np.int64)
         np.add.at(self.factors.T, columns, (weights * factors).T)
-        return dims
+        return dims, steps
+
+    def _step(self, steps: Sequence[Step], full: np.ndarray) -> None:
+        """Let the lengths of dimensions count as their steps say.
+
+        A step is no sum over clusters: only one of them may shorten such a dimension.
+        """
+        owners = np.bincount(
+            np.concatenate([np.empty(0, dtype=int), *(share.dims for share in self._shares)]),
+            minlength=len(steps),
+        )
+        stepped = [step != PLAIN for step in steps]
+        assert (owners[stepped] <= 1).all(), "steps are of widths that one cluster decides"
+        for share in self._shares:
+            for row, d in enumerate(share.dims.tolist()):
+                if stepped[d]:
+                    share.kept[row] = steps[d](full[d] + share.kept[row])
+                    full[d] = 0
+        for d in np.flatnonzero(np.array(stepped, dtype=bool) & (owners == 0)).tolist():
+            full[d] = steps[d](full[d])
 
     def _share_out(
         self, dims: Sequence[np.ndarray], ladders: Sequence[Ladder], channels: int

@@ -1,21 +1,30 @@
 """Read the costs of a plan off the graph, without building the model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 
+from prunella.costs.widths import PLAIN, Step
 from prunella.graph import Value
 from prunella.plan import Costs, Groups
 
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """A factor times how many of the channels (numbers) of each dimension are kept."""
+    """A factor times how many of the channels (numbers) of each dimension are kept.
+
+    `steps` says of each dimension how its length counts; without, as it is.
+    """
 
     factor: int
     dims: tuple[np.ndarray, ...]
+    steps: tuple[Step, ...] = ()
+
+    def stepped(self) -> Iterator[tuple[np.ndarray, Step]]:
+        """List the dimensions, each with how it counts."""
+        return zip(self.dims, self.steps or (PLAIN,) * len(self.dims), strict=True)
 
 
 def predict(groups: Groups, mask: np.ndarray) -> Costs:
@@ -39,7 +48,9 @@ def predict(groups: Groups, mask: np.ndarray) -> Costs:
 def evaluate(terms: Sequence[Term], mask: np.ndarray) -> int:
     """Sum the terms for one mask; number -1 in a term is what is never cut."""
     mask = np.append(mask, True)
-    return sum(prod((t.factor, *(int(mask[dim].sum()) for dim in t.dims))) for t in terms)
+    return sum(
+        prod((t.factor, *(int(step(mask[dim].sum())) for dim, step in t.stepped()))) for t in terms
+    )
 
 
 def mac_terms(groups: Groups) -> list[Term]:

@@ -1,0 +1,119 @@
+"""A bench for ONNX Runtime: its own profiler, on files that are cast instead of exported."""
+
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from prunella.allocating.planning import mask_of
+from prunella.costs.widths import Width, lengths
+from prunella.latency.kernels import regions, time_kernels
+from prunella.latency.moulding import Linked, Mould, NoMouldError, link, mould, shapes_of
+from prunella.latency.samples import Place, Sample
+from prunella.latency.sampling import telling
+from prunella.latency.whole import time_whole
+from prunella.plan import Groups, Plan
+from prunella.runtimes import Runtime, prepare_onnx
+from prunella.runtimes.converting import write_onnx
+from prunella.runtimes.flattening import form_of
+from prunella.transforming.transforming import smaller
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+_TELLING = 3  # pruned networks that are exported
+
+log = logging.getLogger("prunella")
+
+
+class OnnxBench:
+    """Times networks in ONNX Runtime, kernel by kernel.
+
+    Args:
+        model: The dense model.
+        groups: Its groups.
+        widths: Their widths.
+        inputs: Arguments and keyword arguments.
+        runtime: ONNX Runtime, with its options.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Groups,
+        widths: tuple[Width, ...],
+        inputs: tuple[tuple[Any, ...], dict[str, Any]],
+        runtime: Runtime,
+    ) -> None:
+        self._model, self._groups, self._widths = model, groups, widths
+        self._inputs, self._runtime = inputs, runtime
+        plans = [None, *telling(groups, widths, _TELLING, 0)]
+        files = [self._export(plan) for plan in plans]
+        known = np.array([self._lengths(plan) for plan in plans])
+        self._regions = regions(files[0])
+        self._mould: Mould | None = None
+        try:
+            self._mould = mould(files, known)
+        except NoMouldError as reason:
+            log.info("every sample is exported, which takes longer: %s", reason)
+        self._shapes = _linked([shapes_of(file) for file in files], known)
+
+    @cached_property
+    def places(self) -> Mapping[str, Place]:
+        """The regions by name."""
+        found = {}
+        for name, tensors in self._regions.tensors.items():
+            sizes = [self._shapes[t].width for t in tensors if t in self._shapes]
+            widths = {int(w) for size in sizes for w in size if w >= 0}
+            twice = {w for w in widths if any((size == w).sum() > 1 for size in sizes)}
+            found[name] = Place(self._regions.op[name], tuple(sorted(widths)), tuple(sorted(twice)))
+        return found
+
+    def time(self, plan: Plan | None) -> Sample:
+        """Time the network of a plan, or the dense one."""
+        long = self._lengths(plan)
+        file = self._export(plan) if self._mould is None else self._mould.cast(long)
+        form = form_of(self._model, *self._inputs)
+        feeds = {
+            name: tensor.detach().cpu().numpy()
+            for name, tensor in zip(form.names, form.example, strict=True)
+        }
+        times = time_kernels(file, feeds, self._runtime, self._regions)
+        with prepare_onnx(file, feeds, self._runtime) as ready:
+            return Sample(long, times, time_whole(ready))
+
+    def _lengths(self, plan: Plan | None) -> np.ndarray:
+        groups = self._groups
+        mask = (
+            np.ones(groups.channels, dtype=bool) if plan is None else mask_of(groups, plan.channels)
+        )
+        return lengths(self._widths, mask)
+
+    def _export(self, plan: Plan | None) -> "ModelProto":
+        import onnx
+
+        model = self._model
+        if plan is not None:
+            model = smaller(model, plan, self._groups, self._inputs)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            write_onnx(model, *self._inputs, path)
+            return onnx.load(path)
+
+
+def _linked(shapes: Sequence[Mapping[str, Sequence[int]]], known: np.ndarray) -> dict[str, Linked]:
+    """Find out which widths the sizes of tensors follow; of some it cannot be told."""
+    found = {}
+    for name, size in shapes[0].items():
+        sizes = [other.get(name, ()) for other in shapes]
+        if all(len(other) == len(size) for other in sizes):
+            try:
+                found[name] = link(np.array(sizes, dtype=np.int64), known)
+            except NoMouldError:
+                continue
+    return found

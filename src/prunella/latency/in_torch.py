@@ -1,0 +1,130 @@
+"""A bench for eager torch: every operator is timed where it is called."""
+
+import re
+import time
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from prunella.allocating.planning import mask_of
+from prunella.costs.widths import Width, lengths
+from prunella.latency.moulding import NoMouldError, link
+from prunella.latency.samples import Place, Sample
+from prunella.latency.sampling import telling
+from prunella.latency.whole import low, repeat, time_whole
+from prunella.plan import Groups, Plan
+from prunella.runtimes import Prepared, Runtime, prepare
+from prunella.transforming.transforming import smaller
+
+_TELLING = 3
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+class _Clock(TorchDispatchMode):
+    """Notes how long every operator takes, and the shapes of what it reads and makes."""
+
+    def __init__(self, devices: Iterable[torch.device]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.devices = [device for device in devices if device.type != "cpu"]
+        self.calls: list[tuple[str, float, Shapes]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        began = time.perf_counter_ns()
+        made = func(*args, **(kwargs or {}))
+        for device in self.devices:
+            torch.accelerator.synchronize(device)
+        took = (time.perf_counter_ns() - began) / 1e6
+        leaves = pytree.tree_leaves((args, kwargs, made))
+        shapes = tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor))
+        self.calls.append((str(func), took, shapes))
+        return made
+
+
+class TorchBench:
+    """Times networks in eager torch, operator by operator.
+
+    Args:
+        model: The dense model.
+        groups: Its groups.
+        widths: Their widths.
+        inputs: Arguments and keyword arguments.
+        runtime: torch, with its options.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Groups,
+        widths: tuple[Width, ...],
+        inputs: tuple[tuple[Any, ...], dict[str, Any]],
+        runtime: Runtime,
+    ) -> None:
+        self._model, self._groups, self._widths = model, groups, widths
+        self._inputs, self._runtime = inputs, runtime
+
+    @cached_property
+    def places(self) -> Mapping[str, Place]:
+        """The regions by name: every call of an operator is one."""
+        plans = [None, *telling(self._groups, self._widths, _TELLING, 0)]
+        known = np.array([self._lengths(plan) for plan in plans])
+        runs = []
+        for plan in plans:
+            with self._prepared(plan) as ready:
+                runs.append(_calls(ready))
+        found = {}
+        for i, call in enumerate(runs[0]):
+            sizes = [
+                link_or_none([run[i][2][t] for run in runs], known) for t in range(len(call[2]))
+            ]
+            widths = {int(w) for size in sizes for w in size if w >= 0}
+            twice = {w for w in widths if any((size == w).sum() > 1 for size in sizes)}
+            found[_name(i, call[0])] = Place(call[0], tuple(sorted(widths)), tuple(sorted(twice)))
+        return found
+
+    def time(self, plan: Plan | None) -> Sample:
+        """Time the network of a plan, or the dense one."""
+        with self._prepared(plan) as ready:
+            looks: list[list[tuple[str, float, Shapes]]] = []
+            repeat(lambda: looks.append(_calls(ready)))
+            inside = {
+                _name(i, calls[0][0]): low([took for _, took, _ in calls[1:]])
+                for i, calls in enumerate(zip(*looks, strict=True))
+            }
+            return Sample(self._lengths(plan), inside, time_whole(ready))
+
+    def _prepared(self, plan: Plan | None) -> Prepared:
+        model = self._model
+        if plan is not None:
+            model = smaller(model, plan, self._groups, self._inputs)
+        return prepare(model, *self._inputs, self._runtime)
+
+    def _lengths(self, plan: Plan | None) -> np.ndarray:
+        groups = self._groups
+        whole = np.ones(groups.channels, dtype=bool)
+        return lengths(self._widths, whole if plan is None else mask_of(groups, plan.channels))
+
+
+def link_or_none(shapes: list[tuple[int, ...]], known: np.ndarray) -> np.ndarray:
+    """Say which width each size of a tensor follows, -1 where none."""
+    try:
+        return link(np.array(shapes, dtype=np.int64), known).width
+    except NoMouldError:
+        return np.full(len(shapes[0]), -1)
+
+
+def _calls(ready: Prepared) -> list[tuple[str, float, Shapes]]:
+    clock = _Clock([torch.device(ready.runtime.device)])
+    with clock:
+        ready.run()
+    return clock.calls
+
+
+def _name(place: int, op: str) -> str:
+    return f"{place}:{re.sub(r'^aten[.]|[.]default$', '', op)}"
