@@ -14,8 +14,9 @@ from prunella.model.modes import evaluating
 from prunella.runtimes import Prepared, Runtime, prepare_onnx
 from prunella.runtimes.converting import captured, quiet, reason, write_onnx
 from prunella.runtimes.flattening import Form
+from prunella.runtimes.in_openvino import openvino
 from prunella.runtimes.in_torch import in_torch
-from prunella.runtimes.runtime import Name, required
+from prunella.runtimes.runtime import Name
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +71,12 @@ def _onnx(model: nn.Module, form: Form, path: Path, dynamic: bool) -> None:
 
 
 def _openvino(model: nn.Module, form: Form, path: Path, dynamic: bool) -> None:
-    openvino = required("openvino", "openvino")
     between = path.with_suffix(".onnx")
     _onnx(model, form, between, dynamic)
-    read = openvino.Core().read_model(str(between))
+    read = openvino().Core().read_model(str(between))
     # By default it would round all weights to half precision.
     try:
-        openvino.save_model(read, str(path), compress_to_fp16=False)
+        openvino().save_model(read, str(path), compress_to_fp16=False)
     except RuntimeError as cause:  # a full disk, say
         raise WorkspaceError(
             f"OpenVINO cannot write `{path.name}`: {reason(cause)}. Free some space or choose "

@@ -1,5 +1,6 @@
 """Runs in OpenVINO, in a compiled model of its own."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,30 @@ from prunella.runtimes.converting import reason
 from prunella.runtimes.prepared import Array, Prepared, widened
 from prunella.runtimes.runtime import Runtime, required
 
+_TELEMETRY = "openvino_telemetry"
 _PRECISION = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _CAPABILITY = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
 
 
+def openvino() -> Any:
+    """Import OpenVINO without its telemetry.
+
+    By itself it reports every import to its makers, from a thread of its own. Who wants that can
+    import it first.
+    """
+    silenced = "openvino" not in sys.modules and _TELEMETRY not in sys.modules
+    if silenced:
+        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # Python's way to say: absent
+    try:
+        return required("openvino", "openvino")
+    finally:
+        if silenced:
+            del sys.modules[_TELEMETRY]
+
+
 def load(file: Path | bytes, feeds: dict[str, Array], runtime: Runtime) -> Prepared:
     """Load an ONNX file or an OpenVINO one, or ONNX in memory, with inputs in place."""
-    core = required("openvino", "openvino").Core()
+    core = openvino().Core()
     device = runtime.device.upper().replace(":", ".")
     if device.partition(".")[0] not in {name.partition(".")[0] for name in core.available_devices}:
         raise ConfigError(
