@@ -120,7 +120,7 @@ def _line(row: Row) -> str:
 
 def _warm() -> None:
     """Import what every network needs, so that the children have it: they are forked from here."""
-    for name in ("allocating", "certifying", "pruning", "probing", "scoring", "storing"):
+    for name in ("allocating", "certifying", "pruning", "scoring", "storing"):
         importlib.import_module(f"prunella.{name}")
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
     prunella.couple(prunella.trace(model, torch.zeros(1, 3, 4, 4)))

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from prunella.configuring import reconfigure
 from prunella.errors import PlanMismatchError, WorkspaceError
 from prunella.files import replacing
 from prunella.masking import check_digest
@@ -19,7 +20,6 @@ from prunella.model.structure import fleeting, tensors
 from prunella.plan import Plan
 from prunella.tracing import Inputs
 from prunella.transforming import example_of, smaller
-from prunella.transforming.configuring import reconfigure
 
 _PLAN, _WEIGHTS, _SUMS = "plan.json", "model.safetensors", "sha256.json"
 

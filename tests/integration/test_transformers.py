@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import prunella
+from prunella.configuring import reconfigure
 from prunella.errors import ConfigError
-from prunella.transforming.configuring import reconfigure
 from tests import oracle
 
 transformers = pytest.importorskip("transformers")

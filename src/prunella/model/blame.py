@@ -7,9 +7,7 @@ from pathlib import Path
 
 import torch
 
-import prunella
-
-_OURS = Path(prunella.__file__).parent
+_OURS = Path(__file__).parents[1]
 _FRAMEWORK = Path(torch.__file__).parent
 
 

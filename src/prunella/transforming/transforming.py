@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from prunella.certifying import Certificate, certifying
+from prunella.configuring import reconfigure
 from prunella.coupling import couple
 from prunella.errors import ConfigError, TransformError
 from prunella.masking import check_digest
@@ -23,7 +24,6 @@ from prunella.plan import Groups, Plan
 from prunella.rewriting import rewritten
 from prunella.tracing import Inputs, positional, trace
 from prunella.tracing.capturing import untouched, wrong_input
-from prunella.transforming.configuring import reconfigure
 
 
 def transform(
