@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunella.cli import exporting, speaking
+from prunella.cli import exporting, onnx_files, speaking
 from prunella.cli.options import read, signature, typed_again, with_signature
 from prunella.config import Config, template
 from prunella.errors import ConfigError, WorkspaceError
@@ -152,7 +152,8 @@ VERBS = (
         "The budget says what may remain: 0.7 keeps at most 70%. Give a smaller one each round, "
         "with finetune between. The pruned model is proven equal to the masked one.\n\n"
         "With --dry-run it says what it would keep, what that is predicted to cost, and stops.\n\n"
-        "Example: prunella prune digits --budget.macs 0.7\n\nNext: prunella finetune",
+        "Example: prunella prune digits --budget.macs 0.7\n\nNext: prunella finetune\n\n"
+        + onnx_files.HELP,
         ("task", "budget", "prune", "run"),
         _task("prune"),
         _rehearse,
@@ -216,9 +217,13 @@ def add_to(app: typer.Typer) -> None:
 def _add(app: typer.Typer, verb: Verb, name: str, *, hidden: bool) -> None:
     def call(ctx: typer.Context, *, debug: bool, quiet: bool, **given: Any) -> None:
         act = verb.act
-        if given.pop("dry_run", False) and verb.rehearse is not None:
+        dry_run = given.pop("dry_run", False)
+        if dry_run and verb.rehearse is not None:
             act = verb.rehearse
         with speaking.errors(debug):
+            if verb.name == "prune" and onnx_files.meant(ctx.args):
+                onnx_files.prune(ctx.args, given, quiet=quiet, dry_run=dry_run)
+                return
             config = read(ctx.args, given, task_needed=verb.name != "report")
             typed = typed_again(ctx.args, given)
             with speaking.logging_to(config.folder / "run.log", quiet):

@@ -16,7 +16,7 @@ __all__ = ["prune_onnx"]
 
 def prune_onnx(
     path: str | Path,
-    output: str | Path = "pruned.onnx",
+    output: str | Path | None = "pruned.onnx",
     calibration: "str | Path | Mapping[str, np.ndarray] | None" = None,
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
@@ -32,7 +32,8 @@ def prune_onnx(
 
     Args:
         path: The ONNX file.
-        output: Where to write the smaller one. The plan goes beside it, as `NAME.plan.json`.
+        output: Where to write the smaller one. The plan goes beside it, as `NAME.plan.json`. None:
+            nothing is written, and the result says what would be kept.
         calibration: An .npz file with some hundred inputs, an array for each input of the graph,
             samples along the first dimension; or these arrays by name. No labels. Without it the
             weights alone decide.

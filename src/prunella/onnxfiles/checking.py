@@ -10,6 +10,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from prunella.calibration import Calibration
 from prunella.errors import CertificateError, ConfigError, TraceError
 from prunella.onnxfiles.network import OnnxNetwork
 from prunella.onnxfiles.numbers import Host, UnreadError
@@ -121,6 +122,23 @@ def difference(network: OnnxNetwork, path: Path, inputs: Sequence[Tensor]) -> fl
     _restrict(file, network, network.outputs)
     found = run(session_of(file), network.inputs, inputs, network.outputs)
     return max((_gap(a, b) for a, b in zip(found, wanted, strict=True)), default=0.0)
+
+
+def moved(network: OnnxNetwork, dense: Path, pruned: Path, data: Calibration) -> float:
+    """Return how far outputs moved, as ONNX Runtime computes them: a share of their own size."""
+    sessions = []
+    for path in (dense, pruned):
+        file = open_file(path)
+        _restrict(file, network, network.outputs)
+        sessions.append(session_of(file))
+    off, size = np.zeros(len(network.outputs)), np.zeros(len(network.outputs))
+    for args, _ in data.batches:
+        before, after = (run(s, network.inputs, args, network.outputs) for s in sessions)
+        for i, (a, b) in enumerate(zip(before, after, strict=True)):
+            if a.dtype.kind == "f":
+                off[i] += np.square(a.astype(np.float64) - b).sum()
+                size[i] += np.square(a.astype(np.float64)).sum()
+    return float(np.sqrt(off / np.maximum(size, 1e-30)).max())
 
 
 def _gap(a: np.ndarray, b: np.ndarray) -> float:

@@ -31,61 +31,71 @@ class OnnxResult:
     """A pruned ONNX file.
 
     Attributes:
-        path: Where it is; `plan_path` is that of the plan beside it.
+        path: Where it is; None where nothing was to be written.
+        plan_path: Where the plan is.
         plan: What was kept, by names of the file.
         certificate: The proof that the pruned network computes what the masked one does.
-        parity: Largest relative difference between ONNX Runtime on the written file and the proven
-            network; `dense_parity` that of the original file.
+        dense_parity: Largest relative difference between ONNX Runtime and torch on the original.
+        parity: The same for the written file and the proven network.
+        moved: How far outputs moved on the calibration data, as a share of their own size (root
+            mean squares); None without such data.
         left_out: Nodes that were not looked at, as nothing can run them or their results have no
             fixed shape. What they read was left as it is.
         summary: A table to print.
     """
 
-    path: Path
-    plan_path: Path
+    path: Path | None
+    plan_path: Path | None
     plan: Plan
     certificate: Certificate
-    parity: float
     dense_parity: float
+    parity: float | None
+    moved: float | None
     left_out: tuple[str, ...]
     summary: str
 
 
 def prune_file(
     path: str | Path,
-    output: str | Path,
+    output: str | Path | None,
     calibration: Data | None = None,
     *,
     shapes: Shapes | None = None,
     **options: Any,
 ) -> OnnxResult:
     """Prune an ONNX file; see `prunella.prune_onnx`."""
-    path, output = Path(path), Path(output)
-    if output.resolve() == path.resolve():
+    path = Path(path)
+    if output is not None and Path(output).resolve() == path.resolve():
         raise ConfigError(f"`{output}` is the file that is pruned. Name another one to write")
     file = open_file(path)
     asked = entries(file)
     data = None if calibration is None else calibrate(calibration, asked)
     inputs = _first(data, asked) if data is not None else example(asked, shapes)
     file, network = _readable(file, inputs, asked)
-    network.eval()
-    dense_parity = checking.agree(network, path, _of(network, asked, inputs))
-    result = _prune(network, _of(network, asked, inputs), _kept(data, network, asked), options)
-    pruned = result.model
+    given = _of(network, asked, inputs)
+    dense_parity = checking.agree(network, path, given)
+    batches = _kept(data, network, asked)
+    found = prune(network, given, calibration=batches, form="class", **options)
+    pruned = found.model
     assert isinstance(pruned, OnnxNetwork), "the class comes back"
-    write(file, network, pruned, output)
-    parity = checking.confirm(pruned, output, _of(network, asked, inputs), dense_parity)
-    plan_path = output.with_suffix(".plan.json")
-    plan_path.write_text(result.plan.to_json(), encoding="utf-8")
+    made: tuple[Path | None, Path | None] = (None, None)
+    parity = moved = None
+    if output is not None:
+        made = (Path(output), Path(output).with_suffix(".plan.json"))
+        write(file, network, pruned, Path(output))
+        parity = checking.confirm(pruned, Path(output), given, dense_parity)
+        if batches is not None:
+            moved = checking.moved(network, path, Path(output), batches)
+        Path(output).with_suffix(".plan.json").write_text(found.plan.to_json(), encoding="utf-8")
     return OnnxResult(
-        output,
-        plan_path,
-        result.plan,
-        result.certificate,
-        parity,
+        *made,
+        found.plan,
+        found.certificate,
         dense_parity,
+        parity,
+        moved,
         network.tail,
-        _told(network, result),
+        _told(network, found),
     )
 
 
@@ -103,16 +113,7 @@ def _readable(
             loose.add(error.output)
             file = open_file(file.path)
         else:
-            return file, network
-
-
-def _prune(
-    network: OnnxNetwork,
-    inputs: tuple[Tensor, ...],
-    data: Calibration | None,
-    options: dict[str, Any],
-) -> PruneResult:
-    return prune(network, inputs, calibration=data, form="class", **options)
+            return file, network.eval()
 
 
 def _first(data: Calibration, asked: list[Entry]) -> tuple[Tensor, ...]:
