@@ -19,6 +19,7 @@ if _typing.TYPE_CHECKING:
     from prunella.graph import Graph as Graph
     from prunella.masking import mask as mask
     from prunella.model.carrying import plan_of as plan_of
+    from prunella.onnxfiles import prune_onnx as prune_onnx
     from prunella.plan import Axis as Axis
     from prunella.plan import Budget as Budget
     from prunella.plan import Frozen as Frozen
@@ -75,6 +76,7 @@ _HOMES = {
     "mask": "masking",
     "plan_of": "model.carrying",
     "prune": "pruning",
+    "prune_onnx": "onnxfiles",
     "quantize": "exporting",
     "reconstruct": "repairing.reconstructing",
     "save": "storing",
@@ -115,6 +117,7 @@ __all__ = [
     "mask",
     "plan_of",
     "prune",
+    "prune_onnx",
     "quantize",
     "reconstruct",
     "save",
