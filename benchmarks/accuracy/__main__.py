@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy
+from benchmarks import accuracy, record
 from benchmarks.accuracy import ours, parts, peer, reference, rows, training
 from benchmarks.accuracy.case import DEPTHS, Case, Method, Pruned, case
 from benchmarks.accuracy.page import page
-from benchmarks.accuracy.rows import MARGIN, SCREEN, Row
+from benchmarks.accuracy.rows import MARGIN, PACKAGES, SCREEN
 from benchmarks.accuracy.running import listen, measure, settle, spoken, worker
+from benchmarks.record import Row
 
 BUDGETS = {
     "no-finetune": (10, 20, 30, 40, 50, 60),
@@ -33,7 +34,7 @@ DENSE = Method("dense", "", _unpruned, recalibrates=False)
 def methods(network: str, options: argparse.Namespace) -> list[Method]:
     """List the methods that a command compares on a network."""
     if options.command == "short":
-        before = rows.read(options.before)
+        before = record.read(options.before)
         return training.methods(network, before, options.epochs, options.limit)
     if options.command == "ablation":
         return parts.methods()
@@ -92,7 +93,7 @@ def work(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Do every job that is due; the exit code is 1 if a row of ours failed."""
-    done = rows.read(options.out) if options.resume else []
+    done = record.read(options.out) if options.resume else []
     networks = list(DEPTHS)
     order = [DENSE, *(m for network in networks for m in methods(network, options))]
     places = {_name(method): i for i, method in enumerate(order)}
@@ -106,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
                 *(r["bn"], r["removed"], r["seed"]),
             ),
         )
-        rows.write(done, options.out, partial(page, command=options.command))
+        record.write(done, options.out, PACKAGES, partial(page, command=options.command))
 
     for job in jobs(done, options):
         print(f"{job.network}, {_name(job.method)}, seed {job.seed}", flush=True)

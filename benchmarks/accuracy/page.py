@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from statistics import mean, stdev
 
 from benchmarks import accuracy
-from benchmarks.accuracy.rows import MARGIN, SCREEN, Row, contends, versions
+from benchmarks.accuracy.rows import MARGIN, PACKAGES, SCREEN, contends
+from benchmarks.record import Row, versions
 
 SAYS = {
     "no-finetune": "Accuracy without finetuning",
@@ -19,7 +20,7 @@ def page(rows: list[Row], command: str) -> str:
     lines = [
         f"# {SAYS[command]}",
         "",
-        f"`python -m benchmarks.accuracy {command}` with {', '.join(versions())}.",
+        f"`python -m benchmarks.accuracy {command}` with {', '.join(versions(PACKAGES))}.",
         "",
         "Protocol" + doc.partition("Protocol")[2].strip(),
         "",

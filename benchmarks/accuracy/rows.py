@@ -1,15 +1,11 @@
-"""Rows of the results: what is there, what is still due, and the files they are kept in."""
+"""Rows of the results: what is there, and what is still due."""
 
-import json
-import platform
-from collections.abc import Callable, Iterable
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 from benchmarks.accuracy.case import Method
+from benchmarks.record import Row
 
-Row = dict[str, Any]
 Point = tuple[int, bool]
 """Percent of the MACs removed, and whether batch norms were recalibrated."""
 
@@ -93,32 +89,3 @@ def contends(rows: Iterable[Row], point: Row, seed: int) -> bool:
     }
     own = beside.get(point["setting"])
     return own is not None and own >= max(beside.values()) - margin
-
-
-def write(rows: list[Row], out: Path, page: Callable[[list[Row]], str]) -> None:
-    """Write the JSON file and the page, each put in place in one step."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join("  " + json.dumps(row) for row in rows)
-    record = f'{{"versions": {json.dumps(versions())},\n "rows": [\n{lines}\n]}}\n'
-    for suffix, text in ((".json", record), (".md", page(rows))):
-        fresh = out.with_suffix(suffix + ".new")
-        fresh.write_text(text)
-        fresh.replace(out.with_suffix(suffix))
-
-
-def read(out: Path) -> list[Row]:
-    """Return the rows that an earlier run wrote, but those that failed."""
-    path = out.with_suffix(".json")
-    rows: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
-    return [row for row in rows if "failure" not in row]
-
-
-def versions() -> list[str]:
-    """Name what the figures were made with."""
-    found = [f"Python {platform.python_version()}"]
-    for name in PACKAGES:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
-    return found

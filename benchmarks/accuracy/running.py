@@ -16,7 +16,8 @@ import torch
 import prunella
 from benchmarks.accuracy import training
 from benchmarks.accuracy.case import Case, Method, accuracy, joined, problem, recalibrated
-from benchmarks.accuracy.rows import SCREEN, Point, Row, trained
+from benchmarks.accuracy.rows import SCREEN, Point, trained
+from benchmarks.record import Row
 
 _MARK = "ROW "
 

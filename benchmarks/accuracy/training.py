@@ -11,7 +11,7 @@ from torch import nn
 
 from benchmarks.accuracy import ours, peer, reference
 from benchmarks.accuracy.case import Case, Method, problem
-from benchmarks.accuracy.rows import Row
+from benchmarks.record import Row
 from prunella.finetuning import Recipe, finetune
 
 EPOCHS = {"ResNet-20": 10, "ResNet-56": 5}

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import prunella
-from benchmarks import real_models
+from benchmarks import real_models, record
 from benchmarks.real_models import ours, peer, table
 from benchmarks.real_models.classifiers import EFFICIENTNET_LITE0, SQUEEZENET
 from benchmarks.real_models.segmenter import ESPNET
@@ -100,7 +100,7 @@ def main() -> int:
         print("\n" + json.dumps(row))
         return 0
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
-    rows = table.read(options.out) if options.resume else []
+    rows = record.read(options.out) if options.resume else []
     order = [(s.name, *key) for s in SUBJECTS.values() for key in tools(s)]
     for key, subject in SUBJECTS.items():
         if options.names and key not in options.names:
@@ -113,7 +113,7 @@ def main() -> int:
             row = row_of(key, tool, setting, options)
             print(f"  {row.get('failure') or row['metrics']}", flush=True)
             rows = sorted([*rows, row], key=lambda row: order.index(_place(row)))
-            table.write(rows, options.out)
+            record.write(rows, options.out, table.PACKAGES, table.page)
             if tool == "dense" and "failure" in row:
                 break
     failed = [row for row in rows if "failure" in row and row["tool"] != "Torch-Pruning"]

@@ -1,34 +1,10 @@
 """The result: one row for each model, tool and setting, as JSON and as a page."""
 
-import json
-import platform
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
-
 from benchmarks import real_models
-
-Row = dict[str, Any]
+from benchmarks.record import Row, versions
 
 PACKAGES = ("prunella", "torch", "torch-pruning", "torchvision", "timm", "transformers")
 HEAD = "tool | setting | MACs left | params left | {metric} before | after | drop | seconds"
-
-
-def write(rows: list[Row], out: Path) -> None:
-    """Write both files, each put in place in one step."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    record = json.dumps({"versions": _versions(), "rows": rows}, indent=1) + "\n"
-    for suffix, text in ((".json", record), (".md", page(rows))):
-        fresh = out.with_suffix(suffix + ".new")
-        fresh.write_text(text)
-        fresh.replace(out.with_suffix(suffix))
-
-
-def read(out: Path) -> list[Row]:
-    """Return the rows that an earlier run wrote, but those that failed."""
-    path = out.with_suffix(".json")
-    rows: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
-    return [row for row in rows if "failure" not in row]
 
 
 def page(rows: list[Row]) -> str:
@@ -36,7 +12,7 @@ def page(rows: list[Row]) -> str:
     lines = [
         "# Real models: what is left after removing 10% of the MACs, without finetuning",
         "",
-        f"`python -m benchmarks.real_models` with {', '.join(_versions())}.",
+        f"`python -m benchmarks.real_models` with {', '.join(versions(PACKAGES))}.",
         "",
         "Protocol" + (real_models.__doc__ or "").partition("Protocol")[2].strip(),
         "",
@@ -102,13 +78,3 @@ def _line(row: Row, dense: Row, metric: str, best: bool) -> str:
         f"{row['seconds']:.0f}",
     ]
     return "| " + " | ".join(cells) + " |"
-
-
-def _versions() -> list[str]:
-    found = [f"Python {platform.python_version()}"]
-    for name in PACKAGES:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
-    return found

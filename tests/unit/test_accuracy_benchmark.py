@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import prunella
+from benchmarks import record
 from benchmarks.accuracy import page, reference, rows, running
 from benchmarks.accuracy.case import Case, Method, accuracy, augmented, recalibrated
 from prunella.tasks.cifar10 import MEAN, STD
@@ -125,8 +126,8 @@ def test_settings_are_screened_before_the_near_ones_are_tested():
 def test_rows_survive_a_kill_and_failures_are_done_again(tmp_path):
     out = tmp_path / "result"
     done = [row("a", 50, accuracy=75.0), row("b", 50, failure="no plan")]
-    rows.write(done, out, lambda found: page.page(found, "no-finetune"))
-    assert rows.read(out) == done[:1]
+    record.write(done, out, rows.PACKAGES, lambda found: page.page(found, "no-finetune"))
+    assert record.read(out) == done[:1]
     assert "FAILED: no plan" in out.with_suffix(".md").read_text()
 
 
