@@ -44,7 +44,7 @@ class ExportError(PrunellaError):
 class BudgetError(PrunellaError, ValueError):
     """No plan fits the budget; `reachable` is the smallest cost a plan can have."""
 
-    def __init__(self, message: str, reachable: int) -> None:
+    def __init__(self, message: str, reachable: float) -> None:
         super().__init__(message)
         self.reachable = reachable
 

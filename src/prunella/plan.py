@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -167,12 +168,15 @@ class Costs:
         weight_bytes: Bytes of parameters and buffers; None in a plan from before they were counted.
         activation_bytes: Bytes of live activations at the worst moment of the forward pass; None
             where no budget asks for them.
+        latency: Milliseconds of one forward of the example inputs, as a latency model predicts
+            them; None where no budget asks for them.
     """
 
     macs: int
     params: int
     weight_bytes: int | None = None
     activation_bytes: int | None = None
+    latency: float | None = None
 
 
 @dataclass(frozen=True)
@@ -188,7 +192,7 @@ class Budget:
     """Upper bounds on what remains; several hold together.
 
     Each is a share of the dense model (`0.5` or `"50%"`), or an absolute count (an int such as
-    `20_000_000`). None means unbounded.
+    `20_000_000`), of time with its unit ("8ms"). None means unbounded.
 
     Attributes:
         macs: Multiply-accumulates of one sample.
@@ -196,33 +200,68 @@ class Budget:
         weight_bytes: Bytes of all parameters and buffers, in the types they are stored in.
         activation_bytes: Bytes of live activations at the worst moment of one sample's forward pass
             (`costs.memory`).
+        latency: Time of one forward of the example inputs, all its samples, on a runtime for which
+            there is a latency model.
     """
 
     macs: float | int | str | None = None
     params: float | int | str | None = None
     weight_bytes: float | int | str | None = None
     activation_bytes: float | int | str | None = None
+    latency: float | str | None = None
 
     def __post_init__(self) -> None:
         bounds = {f.name: getattr(self, f.name) for f in fields(self)}
         if all(bound is None for bound in bounds.values()):
             raise ConfigError(
-                "a budget bounds something: give `macs`, `params` or both, `weight_bytes` or "
-                "`activation_bytes`"
+                "a budget bounds something: give `macs`, `params` or both, `weight_bytes`, "
+                "`activation_bytes` or `latency`"
             )
         for name, bound in bounds.items():
-            _limit(name, bound, 1)
+            if name != "latency":
+                _limit(name, bound, 1)
+            elif bound is not None:
+                milliseconds(bound, 1.0)
 
-    def resolve(self, dense: Costs) -> dict[str, int]:
-        """Turn the bounds into absolute counts of the model whose dense costs are given."""
-        limits = {}
+    def resolve(self, dense: Costs) -> dict[str, float]:
+        """Turn the bounds into counts, and milliseconds, of the model with these dense costs."""
+        limits: dict[str, float] = {}
         for field in fields(self):
             bound = getattr(self, field.name)
             if bound is not None:
                 whole = getattr(dense, field.name)
                 assert whole is not None, f"the dense model's {field.name} are known"
-                limits[field.name] = _limit(field.name, bound, whole)
+                if field.name == "latency":
+                    limits[field.name] = milliseconds(bound, whole)
+                else:
+                    limits[field.name] = _limit(field.name, bound, whole)
         return limits
+
+
+_UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+
+
+def milliseconds(bound: float | str, dense: float) -> float:
+    """Read a bound on time: a share of the dense model's, or a time with its unit.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    found = re.fullmatch(r"([0-9.eE+-]+?) *(us|ms|s|%|)", str(bound).strip())
+    try:
+        number = float(found[1]) if found else float("nan")
+    except ValueError:
+        number = float("nan")
+    unit = found[2] if found else ""
+    share = number / 100 if unit == "%" else number
+    if unit in _UNITS_MS and 0 < number < float("inf"):
+        return number * _UNITS_MS[unit]
+    if unit in ("", "%") and 0 < share <= 1 and not isinstance(bound, bool):
+        return share * dense
+    raise ConfigError(
+        "latency is a share of the dense model's in (0, 1] (0.5 or '50%') or a time with its unit "
+        f"('8ms', '0.2 s'), got {bound!r}"
+    )
 
 
 def _limit(name: str, bound: float | int | str | None, dense: int) -> int:

@@ -6,13 +6,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from prunella.allocating.bill import Meters
 from prunella.allocating.choosing import Chooser
-from prunella.allocating.fitting import USED, Fitted, Room, costs_of, fit, reachable
+from prunella.allocating.fitting import Fitted, Room, fit, reachable, used_up, written
 from prunella.allocating.levels import Damage, ladder
 from prunella.allocating.multiples import MultipleOf, Multiples, multiples
 from prunella.allocating.planning import make_plan, nothing_to_prune
+from prunella.allocating.worthwhile import worthwhile
 from prunella.costs.ladders import Ladder
 from prunella.costs.memory import peak
+from prunella.costs.timed import LatencyModel
 from prunella.coupling.counting import Cluster
 from prunella.errors import ConfigError
 from prunella.plan import Budget, Groups, Plan, Scores, nearest
@@ -55,6 +58,7 @@ def allocate(
     *,
     multiple_of: MultipleOf = 1,
     max_ratio: MaxRatio = 1.0,
+    latency_model: LatencyModel | None = None,
 ) -> Plan:
     """Choose the channels to keep.
 
@@ -71,9 +75,11 @@ def allocate(
             that stay whole, and the log names them.
         max_ratio: The largest ratio that groups lose under a budget, unless it cannot be kept
             otherwise: one number, or one by group name.
+        latency_model: The network's time (`prunella.latency.profile`), for a budget on it.
 
     Returns:
-        A plan. Under a budget its costs are at most the budget.
+        A plan. Under a budget its costs are at most the budget; of the latency that is said of what
+        the model predicts.
 
     Raises:
         BudgetError: No plan fits; `reachable` is the smallest cost.
@@ -81,7 +87,13 @@ def allocate(
         ConfigError: A ratio or multiple is out of range, or a group is unknown.
     """
     return allocate_and_bound(
-        groups, scores, target, damage, multiple_of=multiple_of, max_ratio=max_ratio
+        groups,
+        scores,
+        target,
+        damage,
+        multiple_of=multiple_of,
+        max_ratio=max_ratio,
+        latency_model=latency_model,
     ).plan
 
 
@@ -93,6 +105,7 @@ def allocate_and_bound(
     *,
     multiple_of: MultipleOf = 1,
     max_ratio: MaxRatio = 1.0,
+    latency_model: LatencyModel | None = None,
 ) -> Allocation:
     """Choose the channels to keep, and say how near the choice is to the best one.
 
@@ -103,7 +116,7 @@ def allocate_and_bound(
     chooser = Chooser(groups, scores)
     of = multiples(groups, chooser.clusters, multiple_of)
     if isinstance(target, Budget):
-        return _under(chooser, of, target, _most(groups, max_ratio), damage)
+        return _under(chooser, of, target, _most(groups, max_ratio), damage, latency_model)
     ratios = _ratios(groups, target)
     counts = [
         _nearest(chooser, cluster, ratios, asked)
@@ -163,20 +176,35 @@ def _under(
     budget: Budget,
     most: Mapping[str, float],
     damage: Damage | None,
+    latency_model: LatencyModel | None,
 ) -> Allocation:
     """Keep a budget."""
     groups = chooser.groups
     memory = peak(chooser.layout.flow) if budget.activation_bytes is not None else None
-    dense = costs_of(groups, np.ones(groups.channels, dtype=bool), memory)
-    room = Room(chooser, budget.resolve(dense), memory, most, of)
+    meters = Meters(groups, memory, _model_for(budget, latency_model))
+    dense = meters.costs(np.ones(groups.channels, dtype=bool))
+    room = Room(chooser, budget.resolve(dense), meters, most, of)
     ladders = [ladder(chooser, c, asked) for c, asked in zip(chooser.clusters, of, strict=True)]
     _name_whole(chooser.clusters, of, ladders)
+    if meters.latency is not None:
+        ladders = worthwhile(chooser, of, ladders, meters)
     fitted = fit(room, reachable(room, ladders, dense), damage)
     mask = chooser.mask(fitted.counts)
     plan = make_plan(groups, mask, chooser.layout)
-    plan = replace(plan, before=dense, after=costs_of(groups, mask, memory))
+    plan = replace(plan, before=dense, after=meters.costs(mask))
     _report(room, plan, fitted)
     return Allocation(plan, fitted.damage, fitted.bound)
+
+
+def _model_for(budget: Budget, model: LatencyModel | None) -> LatencyModel | None:
+    if budget.latency is None:
+        return None
+    if model is None:
+        raise ConfigError(
+            "a budget on latency needs a latency model of this network, `latency_model=`: measure "
+            "one with `prunella.latency.profile`, or give `prune` a `runtime`"
+        )
+    return model
 
 
 def _name_whole(
@@ -201,7 +229,7 @@ def _report(room: Room, plan: Plan, fitted: Fitted) -> None:
         gap = (fitted.damage - fitted.bound) / fitted.damage
         if np.isfinite(gap):
             log.info("predicted damage %.4g, within %.2g%% of the least", fitted.damage, 100 * gap)
-    left = {name: getattr(plan.after, name) for name in room.limits}
-    if all(left[name] < USED * limit for name, limit in room.limits.items()):
+    if not used_up(room, plan.after):
         for name, limit in room.limits.items():
-            log.info("of %s %s the best choice leaves %s", f"{limit:,}", name, f"{left[name]:,}")
+            left = written(name, getattr(plan.after, name))
+            log.info("of at most %s the best choice leaves %s", written(name, limit), left)

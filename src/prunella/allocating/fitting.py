@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from prunella.allocating.bill import Bill
+from prunella.allocating.bill import Bill, Meters
 from prunella.allocating.choosing import Chooser
 from prunella.allocating.levels import Damage, between, curve, excess
 from prunella.allocating.multiples import Multiples
@@ -13,13 +13,12 @@ from prunella.allocating.problem import Problem
 from prunella.allocating.solving import solve
 from prunella.allocating.steps import evenly, spend
 from prunella.costs.ladders import Ladder
-from prunella.costs.memory import Peak
-from prunella.costs.predicted import predict
 from prunella.errors import BudgetError
-from prunella.plan import Costs, Groups
+from prunella.plan import Costs
 
-USED = 0.99
-"""A budget of which less than this is used is filled up with single channels."""
+_USED, _USED_TIME = 0.99, 0.97
+"""A budget of which less than this is used is filled up with single channels; of a time, which is
+not predicted that well, less will do."""
 
 _PRICE = 100.0  # of a whole group beyond its largest ratio, in units of all damage there is
 
@@ -31,20 +30,20 @@ class Room:
     Attributes:
         chooser: Knows which channels are kept.
         limits: What may remain, by the name of the cost.
-        memory: The memory of activations, where it is limited.
+        meters: Price the costs.
         most: The largest ratio of groups.
         multiples: What the counts of every cluster have to be multiples of.
     """
 
     chooser: Chooser
-    limits: Mapping[str, int]
-    memory: Peak | None
+    limits: Mapping[str, float]
+    meters: Meters
     most: Mapping[str, float]
     multiples: Sequence[Multiples]
 
     def costs(self, counts: Sequence[np.ndarray]) -> Costs:
         """Return the costs with so many channels of every atom, by cluster."""
-        return costs_of(self.chooser.groups, self.chooser.mask(counts), self.memory)
+        return self.meters.costs(self.chooser.mask(counts))
 
     def exceeded(self, costs: Costs) -> list[str]:
         """List the limits that costs are above."""
@@ -65,14 +64,6 @@ class Fitted:
     bound: float | None = None
 
 
-def costs_of(groups: Groups, mask: np.ndarray, memory: Peak | None) -> Costs:
-    """Predict the costs with the channels of a mask, the memory of activations among them."""
-    costs = predict(groups, mask)
-    if memory is None:
-        return costs
-    return replace(costs, activation_bytes=memory.evaluate(mask) // groups.graph.samples)
-
-
 def reachable(room: Room, ladders: Sequence[Ladder], dense: Costs) -> list[Ladder]:
     """Drop the levels beyond the largest ratios, unless the budget cannot be kept without them.
 
@@ -89,11 +80,25 @@ def reachable(room: Room, ladders: Sequence[Ladder], dense: Costs) -> list[Ladde
     for name in room.exceeded(least):
         left, whole = getattr(least, name), getattr(dense, name)
         raise BudgetError(
-            f"no plan leaves at most {room.limits[name]:,} {name} of {whole:,}: the smallest "
-            f"possible leaves {left:,} ({left / whole:.1%}). Raise the budget, or exclude less",
+            f"no plan leaves at most {written(name, room.limits[name])} of "
+            f"{written(name, whole)}: the smallest possible leaves {written(name, left)} "
+            f"({left / whole:.1%}). Raise the budget, or exclude less",
             reachable=left,
         )
     return list(ladders)
+
+
+def written(name: str, cost: float) -> str:
+    """Write a cost with its name: `1,000 macs`, `8.25 ms of latency`."""
+    return f"{cost:.4g} ms of latency" if name == "latency" else f"{cost:,} {name}"
+
+
+def used_up(room: Room, left: Costs) -> bool:
+    """Say whether as much of a budget is used as can be expected."""
+    return any(
+        getattr(left, name) >= (_USED_TIME if name == "latency" else _USED) * limit
+        for name, limit in room.limits.items()
+    )
 
 
 def fit(room: Room, ladders: Sequence[Ladder], damage: Damage | None) -> Fitted:
@@ -105,8 +110,7 @@ def fit(room: Room, ladders: Sequence[Ladder], damage: Damage | None) -> Fitted:
         damage: Predicted loss by group and kept channels; without, all lose the same share.
     """
     fitted, at = _fit(room, ladders, damage)
-    left = room.costs(fitted.counts)
-    if any(getattr(left, name) >= USED * limit for name, limit in room.limits.items()):
+    if used_up(room, room.costs(fitted.counts)):
         return fitted
     finer = [
         between(cluster, found, level, asked)
@@ -126,7 +130,7 @@ def _fit(
     room: Room, ladders: Sequence[Ladder], damage: Damage | None
 ) -> tuple[Fitted, Sequence[int]]:
     over = room.excess(ladders)
-    bill = Bill(room.chooser.groups, ladders, room.limits, room.memory)
+    bill = Bill(room.meters, ladders, room.limits)
     whole = [cluster.sizes().sum() for cluster in room.chooser.clusters]
     shares = [1 - found.counts.sum(1) / n for found, n in zip(ladders, whole, strict=True)]
     at: Sequence[int] = [0] * len(ladders)

@@ -233,7 +233,7 @@ def reachable(context: Context, budget: Budget) -> dict[str, float]:
     return {name: _share(limit, getattr(context.costs, name)) for name, limit in limits.items()}
 
 
-def _share(limit: int, dense: int) -> float:
+def _share(limit: float, dense: float) -> float:
     """Write a count as the shortest share that means it: the 0.7 the user gave, where it was one.
 
     Example:
