@@ -128,7 +128,7 @@ def test_every_setting_is_an_option_of_every_verb() -> None:
         for name, sub in command.commands.items()  # type: ignore[attr-defined]
         if name != "init"
     }
-    assert set(options) == {verb.name for verb in VERBS} | {"ana"}
+    assert set(options) == {verb.name for verb in VERBS} | {"ana", "export"}
     for found in options.values():
         for key, _, _ in keys():
             assert f"--{key}" in found or key == "task.options"

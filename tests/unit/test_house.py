@@ -100,6 +100,11 @@ def test_no_pickle_is_written_or_read(path):
             assert given.get("allow_pickle", "False") == "False"
 
 
+def required(path: Path) -> set[str]:
+    """Name what is imported by `prunella.runtimes.runtime.required`."""
+    return set(re.findall(r'\brequired\("([\w.]+)"', path.read_text(encoding="utf-8")))
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_no_file_is_called_utils(path):
     assert not re.search(r"util|helper|common|misc", path.stem)
@@ -108,13 +113,13 @@ def test_no_file_is_called_utils(path):
 def test_every_import_is_a_declared_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    lists = [project["dependencies"], extras["demo"], extras["vision"]]
+    lists = [project["dependencies"], *(extras[n] for n in ("demo", "vision", "onnx", "openvino"))]
     declared = {re.match(r"[\w-]+", entry)[0].lower() for found in lists for entry in found}
     distributions = metadata.packages_distributions()
     used = {
         distributions[top][0].lower()
         for path in SOURCES
-        for top in {name.split(".")[0] for name in imported(path)}
+        for top in {name.split(".")[0] for name in [*imported(path), *required(path)]}
         if top not in sys.stdlib_module_names and top != "prunella"
     }
     assert used == declared, "an import that is not declared, or a dependency without a user"
