@@ -1,7 +1,7 @@
 """Compare what torch and ONNX Runtime make of the same file, and find the node where they part."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from prunella.calibration import Calibration
 from prunella.errors import CertificateError, ConfigError, TraceError
-from prunella.onnxfiles.network import OnnxNetwork
-from prunella.onnxfiles.numbers import Host, UnreadError
+from prunella.onnxfiles.network import NUMBERS, OnnxNetwork, OnnxNode
+from prunella.onnxfiles.numbers import LONGEST, Host, Operand, UnreadError
 from prunella.onnxfiles.opening import OnnxFile, open_file
 
 log = logging.getLogger("prunella")
@@ -43,9 +43,13 @@ def settle(network: OnnxNetwork, inputs: Sequence[Tensor]) -> None:
     values = dict(zip(network.inputs, inputs, strict=True)) | {
         name: network.tensor(name) for name in network.places
     }
+    alone = {n for n in network.places if not network.tensor(n).is_floating_point()}
     with torch.no_grad():
         for name, operands, outputs in network.calls:
             node, given = network.node(name), [values.get(operand) for operand in operands]
+            if all(not n or n in alone or isinstance(values.get(n), Host | None) for n in operands):
+                alone.update(outputs)  # it depends on no input
+            _keep_numbers(node, operands, given, alone)
             if not node.unread:
                 try:
                     made = node(*given)
@@ -62,6 +66,20 @@ def settle(network: OnnxNetwork, inputs: Sequence[Tensor]) -> None:
             several = isinstance(made, tuple | list)
             kept = [output for output in outputs if output]
             values.update(zip(kept, made if several else (made,), strict=False))
+
+
+def _keep_numbers(
+    node: OnnxNode, operands: Sequence[str], given: Sequence[Operand], alone: Container[str]
+) -> None:
+    """Let a node use numbers that were computed as a table: pads that were a matrix, reversed."""
+    for index in NUMBERS.get(node.op, ()):
+        value = given[index] if index < len(given) else None
+        if not isinstance(value, Tensor) or operands[index] not in alone or value.ndim > 1:
+            continue
+        if value.numel() <= LONGEST and not value.is_floating_point():
+            node.keep(
+                index, Host(tuple(value.reshape(-1).tolist()), tuple(value.shape), value.dtype)
+            )
 
 
 def agree(network: OnnxNetwork, path: Path, inputs: Sequence[Tensor]) -> float:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -20,6 +19,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from prunella.onnxfiles.opening import KINDS
+
+_BFLOAT16 = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
 
 
 @torch.library.custom_op("prunella_onnx::node", mutates_args=())
@@ -113,12 +114,12 @@ def _session(model: str, kinds: tuple[int, ...]) -> onnxruntime.InferenceSession
 
 def _array(tensor: Tensor) -> np.ndarray:
     if tensor.dtype == torch.bfloat16:
-        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.contiguous().view(torch.int16).numpy().view(_BFLOAT16)
     return tensor.detach().contiguous().numpy()
 
 
 def _tensor(array: Any) -> Tensor:
     array = np.asarray(array)
-    if array.dtype == ml_dtypes.bfloat16:
+    if array.dtype == _BFLOAT16:
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
     return torch.from_numpy(np.array(array, order="C"))

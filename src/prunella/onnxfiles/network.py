@@ -22,12 +22,14 @@ from prunella.onnxfiles.opening import DTYPES, OnnxFile, captured, read_tensor
 from prunella.onnxfiles.operators import OPERATORS
 
 _STANDARD = ("", "ai.onnx")
-_NUMBERS = {  # inputs that are numbers, whatever their type: shapes, scales, bounds
+NUMBERS = {
     "Clip": {1, 2}, "Expand": {1}, "Pad": {1, 2, 3}, "Reshape": {1}, "Resize": {1, 2, 3},
     "Slice": {1, 2, 3, 4}, "Split": {1}, "Squeeze": {1}, "Tile": {1}, "TopK": {1},
     "Unsqueeze": {1}, "Upsample": {1}, "ConstantOfShape": {0}, "Range": {0, 1, 2}, "OneHot": {1},
     "CumSum": {1}, "Trilu": {1},
 }  # fmt: skip
+"""Inputs that are numbers, whatever their type: shapes, scales, bounds."""
+
 _WEIGHED = frozenset(
     "Conv ConvTranspose Gemm MatMul PRelu BatchNormalization InstanceNormalization "
     "LayerNormalization GroupNormalization RMSNormalization Einsum".split()
@@ -49,6 +51,7 @@ class OnnxNode(nn.Module):
         op: The operator, with its domain where that is not the standard one.
         opset: The version of the standard operators.
         outputs: How many outputs are used.
+        computed: Of the numbers, those that the file computes.
         unread: Why the node is run as ONNX says and not by torch; "" where it is not.
     """
 
@@ -68,6 +71,7 @@ class OnnxNode(nn.Module):
         computes = node.op_type in _ARITHMETIC
         self.literals = dict(hosts) if computes else {}
         self.kinds = {i: (h.shape, h.dtype) for i, h in hosts.items() if not computes}
+        self.computed: set[int] = set()
         self.unread = "" if standard and node.op_type in OPERATORS else "no reading"
         self.alone = ""
 
@@ -86,6 +90,12 @@ class OnnxNode(nn.Module):
             return made if len(made) > 1 else made[0]
         found = compute(self.op, vars(self.attributes), given)
         return OPERATORS[self.op](self, *given) if found is None else found
+
+    def keep(self, index: int, host: Host) -> None:
+        """Use these numbers for an input from now on, whatever is handed over."""
+        setattr(self.constants, f"input_{index}", host.values if host.shape else host.values[0])
+        self.kinds[index] = (host.shape, host.dtype)
+        self.computed.add(index)
 
     def _constant(self, index: int, operand: Operand) -> Operand:
         if index in self.literals:
@@ -233,8 +243,20 @@ class OnnxNetwork(nn.Module):
         values = self.run(inputs)
         return tuple(as_tensor(values[name]) for name in self.outputs)
 
-    def run(self, inputs: Sequence[Tensor], keep: bool = False) -> dict[str, Operand]:
-        """Run all nodes; `keep` what is needed no more."""
+    def run(
+        self,
+        inputs: Sequence[Tensor],
+        hosts: dict[str, Host] | None = None,
+        *,
+        keep: bool = False,
+    ) -> dict[str, Operand]:
+        """Run all nodes.
+
+        Args:
+            inputs: What for.
+            hosts: Takes the values that are numbers.
+            keep: Whether to return what is needed no more, too.
+        """
         values: dict[str, Operand] = dict(zip(self.inputs, inputs, strict=True))
         values |= {name: self.tensor(name) for name in self.places}
         for (name, operands, outputs), gone in zip(self.calls, self._gone, strict=True):
@@ -242,6 +264,8 @@ class OnnxNetwork(nn.Module):
             several = isinstance(made, tuple | list)
             kept = [output for output in outputs if output]
             values.update(zip(kept, made if several else (made,), strict=False))
+            if hosts is not None and isinstance(made, Host):
+                hosts[kept[0]] = made
             for other in () if keep else gone:
                 values.pop(other, None)
         return values
@@ -253,7 +277,7 @@ def _host(node: onnx.NodeProto, index: int, proto: TensorProto, file: OnnxFile) 
     if proto.data_type not in DTYPES or len(proto.dims) > 1:
         return None
     dtype = DTYPES[proto.data_type]
-    named = index in _NUMBERS.get(node.op_type, ())
+    named = index in NUMBERS.get(node.op_type, ())
     if not named and (count > LONGEST or not count):
         return None
     if dtype.is_floating_point and not named and (count > 1 or node.op_type in _WEIGHED):

@@ -15,9 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunella.graph import Attr, Calc
-from prunella.tracing.provenance import Tracked, origin_of
-
 LONGEST = 64
 """A constant of more numbers than that is a table, not a shape."""
 
@@ -104,27 +101,7 @@ def compute(op: str, attributes: dict[str, Any], operands: Sequence[Operand]) ->
 def _divide(a: Any, b: Any) -> Any:
     if isinstance(a, float) or isinstance(b, float):
         return a / b if b else math.nan
-    origin = origin_of(a)
-    if isinstance(origin, Calc) and origin.op == "+" and origin.right == b - 1:
-        # `(n + k - 1) / k` rounds up, as in `chunk`. Where n is a multiple of k, and it stays one,
-        # that is n / k, of which can be told what it asks of n.
-        whole = int(a) - (b - 1)
-        if whole % b == 0:
-            return Tracked(whole, origin.left) // b
     return a // b if a >= 0 and b > 0 else int(a / b)  # towards zero
-
-
-def _times(a: Any, b: Any) -> Any:
-    for part, other in ((a, b), (b, a)):
-        divided = isinstance(part, Tracked) and _is(part, "//")
-        if divided and isinstance(other, int) and isinstance(origin_of(other), Attr):
-            # `n / 2 * 1`: the number of a piece, and no number of channels.
-            return part * int.__index__(other)
-    return a * b
-
-
-def _is(number: Tracked, op: str) -> bool:
-    return isinstance(number.origin, Calc) and number.origin.op == op
 
 
 def _power(a: Any, b: Any) -> Any:
@@ -132,7 +109,7 @@ def _power(a: Any, b: Any) -> Any:
 
 
 _BINARY: dict[str, Callable[[Any, Any], Any]] = {
-    "Add": operator.add, "Sub": operator.sub, "Mul": _times, "Div": _divide,
+    "Add": operator.add, "Sub": operator.sub, "Mul": operator.mul, "Div": _divide,
     "Mod": operator.mod, "Pow": _power, "Min": min, "Max": max, "Equal": operator.eq,
     "Greater": operator.gt, "Less": operator.lt, "GreaterOrEqual": operator.ge,
     "LessOrEqual": operator.le, "And": lambda a, b: a and b, "Or": lambda a, b: a or b,

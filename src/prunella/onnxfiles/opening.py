@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 import torch
@@ -168,7 +167,7 @@ def read_tensor(proto: TensorProto, folder: Path) -> Tensor:
         raw = bytearray(proto.raw_data)
         return torch.frombuffer(raw, dtype=dtype).reshape(shape) if raw else torch.empty(shape)
     array: Any = numpy_helper.to_array(proto)
-    if array.dtype == ml_dtypes.bfloat16:
+    if proto.data_type == TensorProto.BFLOAT16:
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
     return torch.from_numpy(np.array(array))
 

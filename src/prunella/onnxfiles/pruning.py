@@ -13,6 +13,7 @@ from prunella.calibration import Calibration
 from prunella.certifying import Certificate
 from prunella.errors import ConfigError
 from prunella.onnxfiles import checking
+from prunella.onnxfiles.folding import fold
 from prunella.onnxfiles.inputs import Entry, Shapes, calibrate, entries, example
 from prunella.onnxfiles.network import OnnxNetwork
 from prunella.onnxfiles.opening import OnnxFile, open_file
@@ -74,6 +75,7 @@ def prune_file(
     file, network = _readable(file, inputs, asked)
     given = _of(network, asked, inputs)
     dense_parity = checking.agree(network, path, given)
+    fold(network, given, asked)
     batches = _kept(data, network, asked)
     found = prune(network, given, calibration=batches, form="class", **options)
     pruned = found.model
@@ -82,7 +84,7 @@ def prune_file(
     parity = moved = None
     if output is not None:
         made = (Path(output), Path(output).with_suffix(".plan.json"))
-        write(file, network, pruned, Path(output))
+        write(file, network, pruned, given, Path(output))
         parity = checking.confirm(pruned, Path(output), given, dense_parity)
         if batches is not None:
             moved = checking.moved(network, path, Path(output), batches)

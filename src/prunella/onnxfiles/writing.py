@@ -5,6 +5,7 @@ changes are tensors, the numbers that nodes hold, and the shapes noted for what 
 """
 
 import logging
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +18,7 @@ from torch import Tensor
 from prunella.errors import TransformError, WorkspaceError
 from prunella.files import replacing
 from prunella.onnxfiles.network import OnnxNetwork, OnnxNode
+from prunella.onnxfiles.numbers import Host
 from prunella.onnxfiles.opening import KINDS, OnnxFile, captured
 
 log = logging.getLogger("prunella")
@@ -25,13 +27,20 @@ _INLINE = 2**31 - 2**24  # bytes of weights that one protobuf holds; it ends at 
 _ALIGNED = 4096  # so that a reader can map every tensor
 
 
-def write(file: OnnxFile, dense: OnnxNetwork, pruned: OnnxNetwork, path: Path) -> None:
+def write(
+    file: OnnxFile,
+    dense: OnnxNetwork,
+    pruned: OnnxNetwork,
+    inputs: Sequence[Tensor],
+    path: Path,
+) -> None:
     """Write the pruned model as a file; its weights beside it where they are so in the original.
 
     Args:
         file: What `dense` was made from; changed on the way.
         dense: The network as it was.
         pruned: The smaller one.
+        inputs: What it runs on.
         path: Where to.
 
     Raises:
@@ -41,6 +50,9 @@ def write(file: OnnxFile, dense: OnnxNetwork, pruned: OnnxNetwork, path: Path) -
     makers = {name: node for node in graph.node for name in node.output}
     for name, value in pruned.filled.items():
         _unfill(file, makers[name], pruned.tensor(name), value)
+    hosts: dict[str, Host] = {}
+    with torch.no_grad():
+        pruned.run(inputs, hosts)
     replaced: dict[str, None] = {}
     own: dict[str, TensorProto] = {}
     for name, operands, outputs in pruned.calls:
@@ -51,7 +63,10 @@ def write(file: OnnxFile, dense: OnnxNetwork, pruned: OnnxNetwork, path: Path) -
                 own[operand] = _add_own(file, operand, pruned.tensor(operand))
                 node.input[index] = own[operand].name
         _edit_attributes(node, dense.node(name), pruned.node(name))
-        replaced |= dict.fromkeys(_edit_constants(file, node, dense.node(name), pruned.node(name)))
+        known = {i: hosts.get(operands[i]) for i in pruned.node(name).computed}
+        replaced |= dict.fromkeys(
+            _edit_constants(file, node, dense.node(name), pruned.node(name), known)
+        )
     _drop_unused(graph, replaced)
     _note_shapes(file, pruned)
     held = [(file.constants[n], pruned.tensor(n)) for n in pruned.places if n in file.constants]
@@ -157,12 +172,24 @@ def _edit_attributes(node: NodeProto, before: OnnxNode, after: OnnxNode) -> None
 
 
 def _edit_constants(
-    file: OnnxFile, node: NodeProto, before: OnnxNode, after: OnnxNode
+    file: OnnxFile,
+    node: NodeProto,
+    before: OnnxNode,
+    after: OnnxNode,
+    known: Mapping[int, Host | None],
 ) -> list[str]:
-    """Give a node the numbers it has now; return the names of those it does not use any more."""
+    """Give a node the numbers it has now; return the names of those it does not use any more.
+
+    `known` are those that the file computes, as it does now that it is smaller.
+    """
     replaced = []
     for index, (shape, dtype) in after.kinds.items():
         old, new = (getattr(n.constants, f"input_{index}") for n in (before, after))
+        if index in known:
+            computed = known[index]
+            if computed is None:  # as a table, and nothing that a plan changes
+                continue
+            old = computed.values if shape else computed.values[0]
         if old == new:
             continue
         if index >= len(node.input):
