@@ -159,7 +159,14 @@ def test_no_bare_exceptions_are_raised():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/index.md", "docs/guides/resnet.md", "docs/guides/own-operator.md"]
+    "page",
+    [
+        "README.md",
+        "docs/index.md",
+        "docs/guides/resnet.md",
+        "docs/guides/own-operator.md",
+        "docs/guides/exporting.md",
+    ],
 )
 def test_code_on_the_first_pages_runs(page, tmp_path, monkeypatch):
     blocks = re.findall(
