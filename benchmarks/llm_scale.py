@@ -10,7 +10,6 @@ The exit code is 1 where one fails or needs more than the limits.
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -18,7 +17,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +24,12 @@ import torch
 from torch import nn
 
 import prunella
+from benchmarks import record
 
 SECONDS, GIGABYTES = 60, 8.0
 """Limits of one model: trace, couple, score and allocate together, and the process's peak."""
 
+PACKAGES = ("prunella", "torch", "transformers")
 RATIO = 0.5
 TOKENS = 128
 STAGES = ("build", "trace", "couple", "score", "allocate")
@@ -112,9 +112,9 @@ def measure(name: str) -> dict[str, Any]:
 
 @contextmanager
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    began = time.perf_counter()
+    began = time.process_time()
     yield
-    seconds[stage] = time.perf_counter() - began
+    seconds[stage] = time.process_time() - began
 
 
 def _reasons(groups: prunella.Groups) -> dict[str, int]:
@@ -136,17 +136,18 @@ def run(name: str) -> dict[str, Any]:
     return row
 
 
-def table(rows: list[dict[str, Any]], versions: str) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     """Write the Markdown page."""
     stages = " | ".join(f"{stage} s" for stage in STAGES)
     lines = [
         "# Language models at scale, without weights",
         "",
-        f"`python -m benchmarks.llm_scale` with {versions}; one thread. transformers' own classes "
-        "are built from the published configurations on the meta device and planned at ratio "
+        f"`python -m benchmarks.llm_scale` with {', '.join(record.versions(PACKAGES))}; one "
+        "thread. transformers' own classes are built from the published configurations on the meta device and planned at ratio "
         f"{RATIO:g} with random scores on a sequence of {TOKENS} tokens. *total*: all stages but "
         f"build; at most {SECONDS} s. *peak*: resident memory of the whole process; at most "
-        f"{GIGABYTES:g} GB. MACs are those of the sequence. Seconds were taken beside other work.",
+        f"{GIGABYTES:g} GB. MACs are those of the sequence. Seconds are the "
+        "processor's, so that other work beside counts little.",
         "",
         f"| model | params | MACs | nodes | groups | channels | frozen | MACs left | params left "
         f"| {stages} | total s | peak GB |",
@@ -195,18 +196,11 @@ def main() -> int:
         print(json.dumps(measure(options.names[0])))
         return 0
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
-    versions = ", ".join(
-        [f"Python {platform.python_version()}"]
-        + [f"{package} {version(package)}" for package in ("torch", "transformers")]
-    )
     rows = []
     for name in options.names or MODELS:
         rows.append(run(name))
         print(name, rows[-1].get("failure") or f"{rows[-1]['total']} s", flush=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    record = {"versions": versions, "tokens": TOKENS, "ratio": RATIO, "rows": rows}
-    options.out.with_suffix(".json").write_text(json.dumps(record, indent=1))
-    options.out.with_suffix(".md").write_text(table(rows, versions))
+    record.write(rows, options.out, PACKAGES, table)
     return int(any("failure" in row for row in rows))
 
 
