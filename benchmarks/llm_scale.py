@@ -143,8 +143,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         "# Language models at scale, without weights",
         "",
         f"`python -m benchmarks.llm_scale` with {', '.join(record.versions(PACKAGES))}; one "
-        "thread. transformers' own classes are built from the published configurations on the meta device and planned at ratio "
-        f"{RATIO:g} with random scores on a sequence of {TOKENS} tokens. *total*: all stages but "
+        "thread. transformers' own classes are built from the published configurations on the "
+        f"meta device and planned at ratio {RATIO:g} with random scores on a sequence of {TOKENS} tokens. *total*: all stages but "
         f"build; at most {SECONDS} s. *peak*: resident memory of the whole process; at most "
         f"{GIGABYTES:g} GB. MACs are those of the sequence. Seconds are the "
         "processor's, so that other work beside counts little.",
