@@ -1,7 +1,7 @@
 """The processes of one run: usually this one alone, several under `accelerate launch`.
 
-The first process decides, writes and measures; finetuning is done by all. What the first one found
-out is shared, an error included, so that all go the same way.
+The first process decides and writes; all of them measure the sensitivity, a group each, and
+finetune. What the first one found out is shared, an error included, so that all go the same way.
 """
 
 import os
@@ -17,9 +17,13 @@ _PATIENCE = timedelta(days=7)
 
 
 class Peers(Protocol):
-    """The processes of a run, as one of them sees them; `main` is whether it is the first."""
+    """The processes of a run, as one of them sees them.
+
+    `main` is whether it is the first, `several` whether there are others.
+    """
 
     main: bool
+    several: bool
 
     def share(self, value: Any) -> Any:
         """Return the first process's value in all, when all have come here."""
@@ -32,6 +36,7 @@ class Alone:
     """One process: it is the first, and there is nobody to wait for."""
 
     main = True
+    several = False
 
     def share(self, value: Any) -> Any:
         """Return the value."""
@@ -43,6 +48,8 @@ class Alone:
 
 class Several:
     """Several processes, as Accelerate finds them; `cpu` keeps them off accelerators."""
+
+    several = True
 
     def __init__(self, *, cpu: bool) -> None:
         from accelerate import PartialState

@@ -160,6 +160,8 @@ def sensitivity(context: Context) -> Entry:
     """Measure what every group is worth; its payload holds the `Sensitivity`."""
     settings = context.config.analyze
     task, inputs = foundation(context)
+    # Or the first one's own workers measure, and the other processes wait.
+    together = context.peers.several and settings.workers == 1
 
     def make() -> Made:
         began = time.perf_counter()
@@ -178,6 +180,7 @@ def sensitivity(context: Context) -> Entry:
                 record=context.space.path("analysis.journal"),
                 data=f"{inputs['data']}, {settings.split}, {settings.share=}, {settings.precision}",
                 workers=settings.workers,
+                together=together,
                 confidence=settings.confidence,
                 memory=None if settings.memory_gb is None else int(settings.memory_gb * 2**30),
                 cut=ranked.cut,
@@ -185,7 +188,7 @@ def sensitivity(context: Context) -> Entry:
             )
         return {"sensitivity": found.to_json(), "seconds": time.perf_counter() - began}, ()
 
-    return remembered(context, "sensitivity", inputs, make)
+    return remembered(context, "sensitivity", inputs, make, together=together)
 
 
 def _judge(context: Context, task: Task) -> analysis.Evaluate:

@@ -3,14 +3,15 @@
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -24,6 +25,7 @@ from prunella.plan import Group, Groups, Scores
 from prunella.replaying import Course
 from prunella.sensitivity.curves import RATIOS, Sensitivity, check_ratios, removed
 from prunella.sensitivity.processes import Step, check_workers, shared_out
+from prunella.sensitivity.ranks import check_ranks, dealt_out, first_of
 from prunella.sensitivity.recalibrating import recalibrated
 from prunella.sensitivity.samplewise import Samplewise
 from prunella.sensitivity.settling import Settling
@@ -53,6 +55,7 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
     cut: Cut = zeroed,
     recalibrate: Calibration | None = None,
     workers: int = 1,
+    together: bool = False,
     confidence: float | None = None,
     progress: Progress | None = None,
 ) -> Sensitivity:
@@ -95,6 +98,9 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
             each evaluation, for a while; they cost a forward pass each. None: as trained.
         workers: Processes that measure side by side, on the CPU with one thread each. The numbers
             are those of one process; this one alone writes the record.
+        together: All processes of the default group of `torch.distributed` call this, with the same
+            arguments, and share the groups among them; the first alone writes the record, and all
+            return the same.
         confidence: Stop an evaluation where its answer is settled: with this confidence, each
             value by itself, the loss is known to a fifth of itself (or to 0.4% of the metric's
             range). None: all of the data, always.
@@ -113,29 +119,20 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
     ratios = tuple(float(ratio) for ratio in ratios)
     check_ratios(ratios)
     check_workers(workers, model)
+    if together:
+        check_ranks(workers)
     judge = evaluate if confidence is None else _settling(evaluate, confidence)
     weights = _fingerprint(tensors(model))
-    known: dict[tuple[str, int], float] = {}
-    journal = None
-    if record is not None:
-        journal = Journal(
-            record,
-            {
-                "weights": weights,
-                "structure": groups.graph.digest,
-                "data": data if confidence is None else f"{data}, {judge}",
-                "scores": _fingerprint_scores(scores),
-                "cut": _fingerprint_cut(cut, recalibrate),
-                "metric": f"{metric}, {'higher' if higher_is_better else 'lower'} is better",
-            },
-        )
-        if journal.stale:
-            log.warning(
-                "the sensitivity in `%s` is computed again: %s changed since it was recorded",
-                record,
-                ", ".join(journal.stale),
-            )
-        known = {(e["group"], e["removed"]): e["value"] for e in journal.entries}
+    key = {
+        "weights": weights,
+        "structure": groups.graph.digest,
+        "data": data if confidence is None else f"{data}, {judge}",
+        "scores": _fingerprint_scores(scores),
+        "cut": _fingerprint_cut(cut, recalibrate),
+        "metric": f"{metric}, {'higher' if higher_is_better else 'lower'} is better",
+    }
+    opened = partial(_recalled, record, key)
+    journal, known = first_of(opened) if together else opened()
 
     steps = _steps(groups, ratios)
     todo = [step for step in steps if step not in known]
@@ -146,18 +143,19 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
     with evaluating(model):
         if todo and ("", 0) in known and isinstance(judge, Settling):
             loop.shared.dense()  # its samples are what others are compared with
-        for (name, count), value in loop.measure(todo, workers):
-            check_value(value, metric, groups, name, count)
-            if not count and _fingerprint(tensors(model)) != weights:
-                raise TaskError(
-                    "evaluating the model changed its weights or buffers; `evaluate` must "
-                    "leave the model as it is (no `model.train()`, no optimizer step)"
-                )
-            known[name, count] = value
-            if journal is not None:
-                journal.append({"group": name, "removed": count, "value": value})
-            done += 1
-            _report(progress, done, len(steps))
+        with closing(loop.measure(todo, workers, together=together)) as values:
+            for (name, count), value in values:
+                check_value(value, metric, groups, name, count)
+                if not count and _fingerprint(tensors(model)) != weights:
+                    raise TaskError(
+                        "evaluating the model changed its weights or buffers; `evaluate` must "
+                        "leave the model as it is (no `model.train()`, no optimizer step)"
+                    )
+                known[name, count] = value
+                if journal is not None:
+                    journal.append({"group": name, "removed": count, "value": value})
+                done += 1
+                _report(progress, done, len(steps))
 
     if isinstance(judge, Settling) and workers == 1:
         log.info("values were settled after %.0f%% of the samples", 100 * judge.share)
@@ -176,6 +174,22 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
         },
         channels={group.name: group.channels for group in groups},
     )
+
+
+def _recalled(
+    record: Path | None, key: Mapping[str, str]
+) -> tuple[Journal | None, dict[Step, float]]:
+    """Open the record, and return it with what it knows."""
+    if record is None:
+        return None, {}
+    journal = Journal(record, key)
+    if journal.stale:
+        log.warning(
+            "the sensitivity in `%s` is computed again: %s changed since it was recorded",
+            record,
+            ", ".join(journal.stale),
+        )
+    return journal, {(e["group"], e["removed"]): e["value"] for e in journal.entries}
 
 
 def _settling(evaluate: Evaluate | Samplewise, confidence: float) -> Settling:
@@ -218,9 +232,14 @@ class _Loop:
     recalibrate: Calibration | None
     shared: Shared
 
-    def measure(self, todo: Sequence[Step], workers: int) -> Iterator[tuple[Step, float]]:
+    def measure(
+        self, todo: Sequence[Step], workers: int, *, together: bool
+    ) -> Generator[tuple[Step, float]]:
         """Yield the value of every step, the dense model's first."""
         dense, rest = [s for s in todo if not s[1]], [s for s in todo if s[1]]
+        if together:
+            yield from dealt_out(todo, partial(self.one, left=len(rest) // dist.get_world_size()))
+            return
         for step in dense:
             yield step, float(self.shared.dense())
         if workers > 1 and rest:
@@ -234,6 +253,8 @@ class _Loop:
     def one(self, step: Step, left: int) -> float:
         """Evaluate the model with a number of a group's channels cut."""
         name, count = step
+        if not count:
+            return float(self.shared.dense())
         changing = touched(self.groups[name])
         self.shared.ready(changing, left)
         gone = {name: lowest(self.scores.values[name], count)}
