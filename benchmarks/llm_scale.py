@@ -144,10 +144,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         "",
         f"`python -m benchmarks.llm_scale` with {', '.join(record.versions(PACKAGES))}; one "
         "thread. transformers' own classes are built from the published configurations on the "
-        f"meta device and planned at ratio {RATIO:g} with random scores on a sequence of {TOKENS} tokens. *total*: all stages but "
-        f"build; at most {SECONDS} s. *peak*: resident memory of the whole process; at most "
-        f"{GIGABYTES:g} GB. MACs are those of the sequence. Seconds are the "
-        "processor's, so that other work beside counts little.",
+        f"meta device and planned at ratio {RATIO:g} with random scores on a sequence of {TOKENS} "
+        f"tokens. *total*: all stages but build; at most {SECONDS} s. *peak*: resident memory of "
+        f"the whole process; at most {GIGABYTES:g} GB. MACs are those of the sequence. Seconds are "
+        "the processor's, so that other work beside counts little.",
         "",
         f"| model | params | MACs | nodes | groups | channels | frozen | MACs left | params left "
         f"| {stages} | total s | peak GB |",
