@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prunella.calibration import Calibration
 from prunella.errors import CertificateError, ConfigError, TraceError
+from prunella.model.outputs import tensors_in
 from prunella.onnxfiles.network import NUMBERS, OnnxNetwork, OnnxNode
 from prunella.onnxfiles.numbers import LONGEST, Host, Operand, UnreadError
 from prunella.onnxfiles.opening import OnnxFile, open_file
@@ -135,7 +136,7 @@ def confirm(network: OnnxNetwork, path: Path, inputs: Sequence[Tensor], dense: f
 def difference(network: OnnxNetwork, path: Path, inputs: Sequence[Tensor]) -> float:
     """Return the largest relative difference of any output between torch and ONNX Runtime."""
     with torch.no_grad():
-        wanted = [tensor.numpy(force=True) for tensor in network(*inputs)]
+        wanted = [tensor.numpy(force=True) for tensor in tensors_in(network(*inputs))]
     file = open_file(path)
     _restrict(file, network, network.outputs)
     found = run(session_of(file), network.inputs, inputs, network.outputs)

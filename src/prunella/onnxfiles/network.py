@@ -238,10 +238,11 @@ class OnnxNetwork(nn.Module):
             found = getattr(found, part)
         return found  # type: ignore[no-any-return]
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Compute the outputs, in order."""
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Compute the output, or all in order where there are several."""
         values = self.run(inputs)
-        return tuple(as_tensor(values[name]) for name in self.outputs)
+        made = tuple(as_tensor(values[name]) for name in self.outputs)
+        return made[0] if len(made) == 1 else made
 
     def run(
         self,

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prunella.onnxfiles.numbers import Host, Operand, as_tensor, numbers
+from prunella.onnxfiles.numbers import Host, Operand, UnreadError, as_tensor, numbers
 from prunella.onnxfiles.operators._registry import OPERATORS, Call, optional, reads
 
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
@@ -94,9 +94,11 @@ for _name, _compare in _COMPARE.items():
 @reads("Pow")
 def power(_: Call, x: Operand, exponent: Operand) -> Tensor:
     """Raise to a power; a single number stays one, so that nobody moves it."""
-    if isinstance(x, Tensor) and isinstance(exponent, Host) and exponent.scalar:
-        return torch.pow(x, exponent.values[0])
-    return torch.pow(as_tensor(x), as_tensor(exponent))
+    base = as_tensor(x)
+    if isinstance(exponent, Host) and exponent.scalar:
+        return torch.pow(base, exponent.values[0]).to(base.dtype)
+    made = torch.pow(base, as_tensor(exponent))
+    return made if base.is_floating_point() else made.to(base.dtype)
 
 
 @reads("Mod")
@@ -124,10 +126,18 @@ for _name in ("Min", "Max", "Sum", "Mean"):
     OPERATORS[_name] = _folding(_name)
 
 
-@reads("Identity", "Dropout")
-def identity(call: Call, x: Operand, *_: Operand) -> Tensor | tuple[Tensor, ...]:
-    """Return what comes in; dropout drops nothing in evaluation."""
-    same = as_tensor(x)
+@reads("Identity")
+def identity(_: Call, x: Operand) -> Tensor:
+    """Return what comes in."""
+    return as_tensor(x)
+
+
+@reads("Dropout")
+def dropout(call: Call, x: Operand, *rest: Operand) -> Tensor | tuple[Tensor, ...]:
+    """Return what comes in: nothing is dropped in evaluation."""
+    same, training = as_tensor(x), optional(rest, 1)
+    if training is not None and numbers(training, "mode")[0]:
+        raise UnreadError("it drops in evaluation too")
     if call.outputs > 1:
         return same, torch.ones_like(same, dtype=torch.bool)
     return same
@@ -135,7 +145,9 @@ def identity(call: Call, x: Operand, *_: Operand) -> Tensor | tuple[Tensor, ...]
 
 @reads("Cast")
 def cast(call: Call, x: Operand) -> Tensor:
-    """Change the type; a type that is not float32 alone keeps the precision that is asked for."""
+    """Change the type."""
+    if call.get("dtype") is None:
+        raise UnreadError("torch lacks the type")
     return as_tensor(x).to(call.get("dtype"))
 
 
@@ -227,9 +239,13 @@ def swish(call: Call, x: Operand) -> Tensor:
 
 
 @reads("IsInf")
-def is_inf(_: Call, x: Operand) -> Tensor:
-    """Tell what is infinite."""
-    return torch.isinf(as_tensor(x))
+def is_inf(call: Call, x: Operand) -> Tensor:
+    """Tell what is infinite, on one side or both."""
+    value, up, down = as_tensor(x), call.get("detect_positive", 1), call.get("detect_negative", 1)
+    found = torch.isinf(value)
+    if up and down:
+        return found
+    return found & (value > 0 if up else value < 0) & bool(up or down)
 
 
 @reads("Where")

@@ -187,6 +187,8 @@ def depth_to_space(call: Call, x: Operand) -> Tensor:
 def space_to_depth(call: Call, x: Operand) -> Tensor:
     """Lay space out in channels."""
     value, block = as_tensor(x), call.get("blocksize")
+    if call.get("mode", "DCR") == "CRD":
+        return F.pixel_unshuffle(value, block)
     n, c, h, w = value.shape
     wide = value.reshape(n, c, h // block, block, w // block, block).permute(0, 3, 5, 1, 2, 4)
     return wide.reshape(n, -1, h // block, w // block)

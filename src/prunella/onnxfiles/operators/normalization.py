@@ -80,7 +80,7 @@ def lp_norm(call: Call, x: Operand) -> Tensor:
     """Divide by the norm along one dimension."""
     value, axis, p = as_tensor(x), call.get("axis", -1), call.get("p", 2)
     norm = value.abs().sum(axis, True) if p == 1 else value.square().sum(axis, True).sqrt()
-    return value / norm
+    return value / torch.where(norm == 0, 1.0, norm)
 
 
 def _soft(*, log: bool) -> Reading:

@@ -1,12 +1,11 @@
 """Sums, means and searches along dimensions."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from prunella.onnxfiles.numbers import Operand, as_tensor, numbers
+from prunella.onnxfiles.numbers import Operand, UnreadError, as_tensor, numbers
 from prunella.onnxfiles.operators._registry import OPERATORS, Call, reads
 from prunella.onnxfiles.operators.movement import axes_of
 
@@ -50,30 +49,26 @@ for _name, _function in _REDUCE.items():
     OPERATORS[_name] = _reading(_function)
 
 
-@reads("ArgMax")
-def arg_max(call: Call, x: Operand) -> Tensor:
-    """Tell where the largest is."""
-    return torch.argmax(as_tensor(x), call.get("axis", 0), bool(call.get("keepdims", 1)))
+def _search(function: Callable[[Tensor, int, bool], Tensor]) -> Callable[..., Tensor]:
+    def search(call: Call, x: Operand) -> Tensor:
+        if call.get("select_last_index", 0):
+            raise UnreadError("it asks for the last of several places")
+        return function(as_tensor(x), call.get("axis", 0), bool(call.get("keepdims", 1)))
+
+    return search
 
 
-@reads("ArgMin")
-def arg_min(call: Call, x: Operand) -> Tensor:
-    """Tell where the smallest is."""
-    return torch.argmin(as_tensor(x), call.get("axis", 0), bool(call.get("keepdims", 1)))
+reads("ArgMax")(_search(torch.argmax))
+reads("ArgMin")(_search(torch.argmin))
 
 
 @reads("TopK")
 def top(call: Call, x: Operand, count: Operand = None) -> tuple[Tensor, ...]:
-    """Take the largest along a dimension, and tell where they were."""
+    """Take the largest along a dimension, and tell where they were; of equal ones the first."""
     k = call.get("k") if count is None else numbers(count, "count")[0]
-    found: Any = torch.topk(
-        as_tensor(x),
-        k,
-        call.get("axis", -1),
-        bool(call.get("largest", 1)),
-        bool(call.get("sorted", 1)),
-    )
-    return found[0], found[1]
+    axis, largest = call.get("axis", -1), bool(call.get("largest", 1))
+    values, places = torch.sort(as_tensor(x), stable=True, dim=axis, descending=largest)
+    return values.narrow(axis, 0, k), places.narrow(axis, 0, k)
 
 
 @reads("CumSum")
@@ -81,6 +76,6 @@ def running_sum(call: Call, x: Operand, axis: Operand) -> Tensor:
     """Add up along a dimension."""
     value, dim = as_tensor(x), numbers(axis, "axis")[0]
     value = value.flip(dim) if call.get("reverse", 0) else value
-    made = value.cumsum(dim)
+    made = value.cumsum(dim, dtype=value.dtype)
     made = made - value if call.get("exclusive", 0) else made
     return made.flip(dim) if call.get("reverse", 0) else made

@@ -31,7 +31,15 @@ def resize(call: Call, x: Operand, *rest: Operand) -> Tensor:
     kind = "bicubic" if mode == "cubic" else _LINEAR.get(value.ndim)
     if kind is None:
         raise UnreadError(f"it resizes {value.ndim} dimensions")
-    return F.interpolate(value, sizes, mode=kind, align_corners=corners)
+    grid = [int(n) for n in value.shape[2:]]
+    exact = all(n == own * s for n, own, s in zip(sizes, grid, scales, strict=True))
+    if (corners and not exact) or (where == "pytorch_half_pixel" and 1 in sizes):
+        raise UnreadError("it resizes in a way that torch does not")
+    if exact:
+        return F.interpolate(value, sizes, mode=kind, align_corners=corners)
+    return F.interpolate(
+        value, scale_factor=scales, mode=kind, align_corners=False, recompute_scale_factor=False
+    )
 
 
 def _target(call: Call, value: Tensor, rest: tuple[Operand, ...]) -> tuple[list[float], list[int]]:
