@@ -1,8 +1,7 @@
 """A bench for eager torch: every operator is timed where it is called."""
 
 import re
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +16,7 @@ from prunella.costs.widths import Width, lengths
 from prunella.latency.moulding import NoMouldError, link
 from prunella.latency.samples import Place, Sample
 from prunella.latency.sampling import telling
-from prunella.latency.whole import low, repeat, time_whole
+from prunella.latency.whole import clock_for, low, repeat, time_whole
 from prunella.plan import Groups, Plan
 from prunella.runtimes import Prepared, Runtime, prepare
 from prunella.transforming.transforming import smaller
@@ -30,17 +29,17 @@ Shapes = tuple[tuple[int, ...], ...]
 class _Clock(TorchDispatchMode):
     """Notes how long every operator takes, and the shapes of what it reads and makes."""
 
-    def __init__(self, devices: Iterable[torch.device]) -> None:
+    def __init__(self, runtime: Runtime) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.devices = [device for device in devices if device.type != "cpu"]
+        self.clock, self.waits = clock_for(runtime), runtime.device != "cpu"
         self.calls: list[tuple[str, float, Shapes]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        began = time.perf_counter_ns()
+        began = self.clock()
         made = func(*args, **(kwargs or {}))
-        for device in self.devices:
-            torch.accelerator.synchronize(device)
-        took = (time.perf_counter_ns() - began) / 1e6
+        if self.waits:
+            torch.accelerator.synchronize()
+        took = (self.clock() - began) / 1e6
         leaves = pytree.tree_leaves((args, kwargs, made))
         shapes = tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor))
         self.calls.append((str(func), took, shapes))
@@ -120,7 +119,7 @@ def link_or_none(shapes: list[tuple[int, ...]], known: np.ndarray) -> np.ndarray
 
 
 def _calls(ready: Prepared) -> list[tuple[str, float, Shapes]]:
-    clock = _Clock([torch.device(ready.runtime.device)])
+    clock = _Clock(ready.runtime)
     with clock:
         ready.run()
     return clock.calls

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any, Literal
 
@@ -16,13 +17,17 @@ from prunella.certifying import Certificate
 from prunella.coupling import Exclude, couple
 from prunella.errors import CertificateError, ConfigError, CouplingError, TransformError
 from prunella.graph import Graph
+from prunella.latency import LatencyModel
+from prunella.latency.meeting import Met
 from prunella.model.structure import device_of
 from prunella.plan import Budget, Form, Groups, Heads, Plan, Scores
 from prunella.progress import Progress
 from prunella.pruning.probing import faithful
 from prunella.pruning.searching import Search, Task, check_search, halves, search
+from prunella.pruning.timing import clock_for
 from prunella.repairing.compensating import compensate
 from prunella.repairing.reconstructing import reconstruct
+from prunella.runtimes import Runtime
 from prunella.scoring import score
 from prunella.scoring.criteria import WITH_DATA, WITHOUT_DATA, Criterion
 from prunella.scoring.gradients import NoGradientError
@@ -35,11 +40,15 @@ log = logging.getLogger("prunella")
 
 @dataclass(frozen=True)
 class Summary:
-    """What was removed, and what could not be; `search` where several plans were tried."""
+    """What was removed, and what could not be.
+
+    `search` is there where several plans were tried, `latency` where time was budgeted.
+    """
 
     plan: Plan
     groups: Groups
     search: Search | None = None
+    latency: Met | None = None
 
     def __str__(self) -> str:
         """Return a table for people."""
@@ -55,6 +64,8 @@ class Summary:
         lines.insert(3, f"form: {form[self.plan.form]}")
         if self.search is not None:
             lines.insert(4, str(self.search))
+        if self.latency is not None:
+            lines.insert(4, f"latency: {self.latency}")
         for name, kept in self.plan.channels.items():
             lines.append(f"  {name:40} {len(kept):>6} of {self.plan.sizes[name]}")
         lines.append(f"frozen: {len(self.groups.frozen)} groups")
@@ -89,6 +100,9 @@ def prune(  # noqa: PLR0913 - one call for all stages
     params: float | int | str | None = None,
     weight_bytes: float | int | str | None = None,
     activation_bytes: float | int | str | None = None,
+    latency: float | str | None = None,
+    runtime: Runtime | str | None = None,
+    latency_model: LatencyModel | None = None,
     ratio: float | Mapping[str, float] | None = None,
     calibration: Data | None = None,
     criterion: str | Criterion | None = None,
@@ -122,6 +136,12 @@ def prune(  # noqa: PLR0913 - one call for all stages
         params: Budget: parameters that may remain, likewise. Several budgets may be given.
         weight_bytes: Budget: bytes of parameters and buffers.
         activation_bytes: Budget: bytes of activations at the worst moment of a forward pass.
+        latency: Budget: time of one forward of the example inputs on `runtime`, a share or a time
+            with its unit ("8ms"). The pruned model is timed, and the plan made anew until it keeps
+            the budget; `summary.latency` says what was asked and what came.
+        runtime: Where the model will run, e.g. "onnxruntime:threads=1", see `prunella.runtimes`.
+        latency_model: Of this model there (`prunella.latency.profile`); unset: measured now, or
+            read from the user's cache.
         ratio: Instead of a budget: the share of channels every group loses, or one by group name.
         calibration: Inputs like those the model is for, see `prunella.calibration`: a tensor, a
             list of batches, a data loader (what it holds beyond the inputs is not looked at).
@@ -160,14 +180,13 @@ def prune(  # noqa: PLR0913 - one call for all stages
         >>> prunella.prune(net, torch.randn(1, 3, 8, 8), ratio=0.5).model[0].out_channels
         8
     """
-    bounds = (macs, params, weight_bytes, activation_bytes)
-    if (ratio is None) == all(bound is None for bound in bounds):
-        raise ConfigError("give a budget (`macs`, `params`, ...) or a `ratio`, and not both")
+    target = _target((macs, params, weight_bytes, activation_bytes, latency), ratio)
     if repair and calibration is None:
         raise ConfigError(
             "`repair` fits weights to the activations of data; give some as `calibration`, a few "
             "hundred inputs without labels"
         )
+    clock = clock_for(latency, runtime, latency_model, candidates, progress)
     check_search(candidates, workers, seconds, model)
     if candidates > 1 and (calibration is None or ratio is not None or repair is False):
         raise ConfigError(
@@ -176,12 +195,13 @@ def prune(  # noqa: PLR0913 - one call for all stages
         )
     args, kwargs = positional(example_inputs), dict(example_kwargs or {})
     groups = choose_form(trace(model, args, kwargs), tuple(exclude), form, heads)
-    target = Budget(*bounds) if ratio is None else ratio
     data = None if calibration is None else read(calibration, len(args), device_of(model))
     if data is not None and candidates > 1:
         halves(data)  # what cannot be split is said now, not after minutes
 
-    def cut(groups: Groups) -> tuple[nn.Module, Plan, Certificate, Search | None]:
+    def cut(
+        groups: Groups,
+    ) -> tuple[nn.Module, Plan, Certificate, Search | None, Met | None]:
         named = None if criterion == "auto" else criterion
         scores = score(model, groups) if named is None else score(model, groups, named, data)
         price = damage
@@ -190,7 +210,7 @@ def prune(  # noqa: PLR0913 - one call for all stages
             scores = found.scores
             if price is None and isinstance(target, Budget):
                 price = value(model, groups, found, data, progress=progress).damage
-        tried = None
+        tried = met = None
         if candidates > 1 and data is not None and isinstance(target, Budget):
             orders = [scores] if criterion else [scores, *other_orders(model, groups, data)]
             task = Task(model, groups, orders, target, price, data, (args, kwargs), multiple_of)
@@ -199,23 +219,35 @@ def prune(  # noqa: PLR0913 - one call for all stages
             )
             plan = tried.best.plan
         else:
-            plan = allocate(groups, scores, target, price, multiple_of=multiple_of)
+            choose = partial(allocate, groups, scores, damage=price, multiple_of=multiple_of)
+            if clock is not None and isinstance(target, Budget):
+                plan, met = clock.plan(model, groups, (args, kwargs), target, choose)
+            else:
+                plan = choose(target)
         plan = with_scales(model, plan, groups, (args, kwargs))
         healed = model
         if data is not None and repair is not False:
             healed = compensate(model, plan, data, progress=progress)
         pruned, proof = transform_and_prove(healed, plan, args, kwargs, groups)
-        return pruned, plan, proof, tried
+        return pruned, plan, proof, tried, met
 
     try:
-        pruned, plan, proof, tried = cut(groups)
+        pruned, plan, proof, tried, met = cut(groups)
     except (TransformError, CertificateError, CouplingError):
         free = faithful(model, groups, args, kwargs)
         if free is groups:
             raise
         groups = free
-        pruned, plan, proof, tried = cut(groups)
-    return PruneResult(pruned, plan, proof, Summary(plan, groups, tried))
+        pruned, plan, proof, tried, met = cut(groups)
+    return PruneResult(pruned, plan, proof, Summary(plan, groups, tried, met))
+
+
+def _target(
+    bounds: tuple[float | int | str | None, ...], ratio: float | Mapping[str, float] | None
+) -> Budget | float | Mapping[str, float]:
+    if (ratio is None) == all(bound is None for bound in bounds):
+        raise ConfigError("give a budget (`macs`, `params`, ...) or a `ratio`, and not both")
+    return Budget(*bounds) if ratio is None else ratio
 
 
 def other_orders(model: nn.Module, groups: Groups, data: Calibration) -> list[Scores]:
