@@ -1,13 +1,55 @@
 """Put a file in the place of another in one step, so that a kill or a full disk loses nothing."""
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from prunella.errors import WorkspaceError
+
 UNFINISHED = ".unfinished-"
 """Prefix of what is being written; whatever still has it after a kill may be deleted."""
+
+_DISK = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # full
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST),  # not ours to write
+}
+
+
+@contextlib.contextmanager
+def guard(where: Path, kept: str = "What was finished before") -> Iterator[None]:
+    """Turn a full or forbidden disk, met by anyone who writes inside, into a WorkspaceError.
+
+    Args:
+        where: What is written, for the message.
+        kept: What is not lost by it.
+    """
+    try:
+        yield
+    except OSError as cause:
+        if cause.errno not in _DISK:
+            raise
+        raise cannot_write(where, cause, kept) from cause
+    except SafetensorError as cause:
+        # safetensors writes outside Python and reports the system's error as text.
+        if not any(f"os error {number})" in str(cause) for number in _DISK):
+            raise
+        raise cannot_write(where, cause, kept) from cause
+
+
+def cannot_write(
+    where: Path, cause: Exception, kept: str = "What was finished before"
+) -> WorkspaceError:
+    """Make the error that says what could not be written, why, and what to do."""
+    why = os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else str(cause)
+    return WorkspaceError(
+        f"cannot write `{where}`: {why}. {kept} is kept: free some space (or allow writing there) "
+        "and give the same command again"
+    )
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ between any two instructions leaves either a whole result or none.
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -20,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
 from prunella.errors import WorkspaceError
-from prunella.files import UNFINISHED, replacing
+from prunella.files import UNFINISHED, cannot_write, guard, replacing
 
 SCHEMA = 1
 
@@ -35,10 +33,6 @@ _RECREATE = {
     "finetune": "prunella finetune",
     "final": "prunella transform",
     "test": "prunella transform",
-}
-_DISK = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # full
-    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST),  # not ours to write
 }
 
 
@@ -98,7 +92,7 @@ class Workspace:
                 "for it, end it, or give this one a folder of its own with `--run.folder NAME`"
             ) from None
         except OSError as cause:
-            raise _cannot_write(self.folder, cause) from cause
+            raise cannot_write(self.folder, cause) from cause
         try:
             self._sweep()
             write_atomic(owner, str(os.getpid()).encode())
@@ -262,22 +256,6 @@ def write_atomic(path: Path, data: bytes) -> None:
         fresh.write_bytes(data)
 
 
-@contextlib.contextmanager
-def guard(where: Path) -> Iterator[None]:
-    """Turn a full or forbidden disk, met by anyone who writes inside, into a WorkspaceError."""
-    try:
-        yield
-    except OSError as cause:
-        if cause.errno not in _DISK:
-            raise
-        raise _cannot_write(where, cause) from cause
-    except SafetensorError as cause:
-        # safetensors writes outside Python and reports the system's error as text.
-        if not any(f"os error {number})" in str(cause) for number in _DISK):
-            raise
-        raise _cannot_write(where, cause) from cause
-
-
 def digest(value: object) -> str:
     """Hash a JSON value; equal values hash equal whatever the order of their keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
@@ -321,11 +299,3 @@ def _differences(part: str, old: object, new: object) -> list[str]:
     if any(len(text) > 40 for text in shown):
         return [f"the {part}"]
     return [f"the {part} ({shown[0]} -> {shown[1]})"]
-
-
-def _cannot_write(where: Path, cause: Exception) -> WorkspaceError:
-    why = os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else str(cause)
-    return WorkspaceError(
-        f"cannot write `{where}`: {why}. What was finished before is kept: free some space (or "
-        "allow writing there) and give the same command again"
-    )

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from prunella.errors import WorkspaceError
-from prunella.workspace import Workspace, guard, write_atomic
+from prunella.files import guard
+from prunella.workspace import Workspace, write_atomic
 
 INPUTS = {"weights": "abc", "settings": {"criterion": "magnitude", "ratio": 0.5}}
 

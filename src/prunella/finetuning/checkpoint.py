@@ -5,27 +5,22 @@ its sha256, the plain values, and a sha256 of itself. The JSON is replaced last,
 kill at any moment leaves it naming a complete file.
 """
 
-import contextlib
-import errno
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prunella.errors import WorkspaceError
-from prunella.files import UNFINISHED, replacing
+from prunella.files import UNFINISHED, guard, replacing
 
 SCHEMA = 1
 INDEX = "checkpoint.json"
 # The work folder sweeps files of this name when a run is started again.
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +84,7 @@ class Checkpoint:
         """
         name = f"epoch-{saved.epoch:04d}.safetensors"
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in saved.tensors.items()}
-        with guard(self.folder):
+        with guard(self.folder, "The last finished epoch saved there"):
             self.folder.mkdir(parents=True, exist_ok=True)
             with replacing(self.folder / name) as fresh:
                 save_file(_apart(tensors), fresh)
@@ -126,29 +121,6 @@ class Checkpoint:
             f"folder `{self.folder}` and give the same command again: this training then starts "
             "from its first epoch, everything else is kept"
         )
-
-
-@contextlib.contextmanager
-def guard(where: Path) -> Iterator[None]:
-    """Turn a full or forbidden disk into a WorkspaceError that names `where`."""
-    try:
-        yield
-    except OSError as cause:
-        if cause.errno not in _DISK:
-            raise
-        raise _cannot_write(where, os.strerror(cause.errno)) from cause
-    except SafetensorError as cause:
-        # safetensors writes outside Python and reports the system's error as text.
-        if "No space left" not in str(cause) and "os error 28" not in str(cause):
-            raise
-        raise _cannot_write(where, str(cause)) from cause
-
-
-def _cannot_write(where: Path, why: str) -> WorkspaceError:
-    return WorkspaceError(
-        f"cannot write the checkpoint in `{where}`: {why}. The last finished epoch saved there is "
-        "kept: free some space (or allow writing there) and give the same command again"
-    )
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
