@@ -167,6 +167,24 @@ def test_a_model_that_gives_no_number_is_told(tmp_path):
         export(Nothing(), torch.zeros(1, 6), tmp_path / "net.onnx", dynamic=False)
 
 
+class Cache:
+    """What torch knows nothing of."""
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_an_output_that_cannot_be_looked_into_is_left_out(to, tmp_path):
+    class Caching(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, dict[str, object]]:
+            return x * 2, {"cache": Cache(), "half": x / 2}
+
+    found = export(Caching(), torch.zeros(1, 4), tmp_path / f"net{ENDS[to]}", to=to)
+    assert found.outputs == ("output_0", "output_1_half")
+    double, rest = found.module()(torch.ones(2, 4))
+    assert (double == 2).all()
+    assert rest["cache"] is None
+    assert (rest["half"] == 0.5).all()
+
+
 @pytest.mark.parametrize(
     ("to", "name", "text"),
     [

@@ -17,6 +17,7 @@ from prunella.exporting.parity import TOLERANCE, Answer, Array, Parity, allowed,
 from prunella.exporting.placing import beside, placed
 from prunella.exporting.running import Deployed
 from prunella.exporting.targets import checked_path, load, target
+from prunella.model.containers import emptied
 from prunella.model.examples import describe, make
 from prunella.model.modes import copied, evaluating
 from prunella.model.structure import tensors
@@ -46,7 +47,8 @@ class Exported:
         why_fixed: Why the batch is fixed though nobody asked for that; "" otherwise.
         parity: Every comparison with the model.
         form: How a call of the model is packed; gives the names of the inputs.
-        output: What the model gave on the example; gives the form of the outputs.
+        outputs: The names of the outputs.
+        output: The form of the outputs: what holds the tensors of these names.
     """
 
     path: Path
@@ -55,6 +57,7 @@ class Exported:
     why_fixed: str
     parity: tuple[Parity, ...]
     form: Form
+    outputs: tuple[str, ...]
     output: Any
 
     @property
@@ -74,7 +77,8 @@ class Exported:
             runtime: What runs it; by default what the file is for.
         """
         where = Runtime(target(self.to).runtime) if runtime is None else Runtime.of(runtime)
-        return Deployed(load(self.path, self.form, where), self.form, self.output, self.batch)
+        ready = load(self.path, self.form, where)
+        return Deployed(ready, self.form, self.outputs, self.output, self.batch)
 
 
 def export(
@@ -118,8 +122,9 @@ def export(
     ours = _ours(model)
     form = form_of(ours, example_inputs, example_kwargs)
     output = output_of(ours, form)
+    names = tuple(output_names(output))
     real = [] if data is None else _real(form, data, len(form.arguments(form.example)[0]))
-    job = _Job(ours, form, output, to, real)
+    job = _Job(ours, form, names, emptied(output, iter(names)), to, real)
     if dynamic is not None:
         return _written(job, path, dynamic, "")
     try:
@@ -141,6 +146,7 @@ class _Job:
 
     model: nn.Module
     form: Form
+    names: tuple[str, ...]
     output: Any
     to: str
     real: Sequence[list[Tensor]]
@@ -154,7 +160,7 @@ def _written(job: _Job, path: Path, dynamic: bool, why_fixed: str) -> Exported:
             cases = _cases(job.form, job.real, dynamic)
             parity = tuple(_compared(job, ready.on, *case) for case in cases)
     batch = None if dynamic else _batch(job.form.example)
-    return Exported(path, job.to, batch, why_fixed, parity, job.form, job.output)
+    return Exported(path, job.to, batch, why_fixed, parity, job.form, job.names, job.output)
 
 
 def _cases(
@@ -184,7 +190,6 @@ def _compared(job: _Job, answer: Answer, kind: str, given: list[Tensor]) -> Pari
     Raises:
         ExportError: It computes something else, or does not run.
     """
-    names = output_names(job.output)
     reference = _answers(job.model, job.form, given)
     try:
         found = answer([np.ascontiguousarray(tensor.numpy()) for tensor in given])
@@ -197,17 +202,17 @@ def _compared(job: _Job, answer: Answer, kind: str, given: list[Tensor]) -> Pari
     if len(found) != len(reference):
         raise ExportError(
             f"the exported file has {len(found)} outputs, the model {len(reference)} "
-            f"({', '.join(names)}). Return tensors from `forward`, each once"
+            f"({', '.join(job.names)}). Return tensors from `forward`, each once"
         )
     index, error = worst(reference, found)
     tolerance = TOLERANCE
     if error > tolerance:
         tolerance = allowed(reference, _exact(job.model, job.form, given))
-    parity = Parity(kind, _batch(given), names[index], error, tolerance)
+    parity = Parity(kind, _batch(given), job.names[index], error, tolerance)
     if not parity.holds:
         raise ExportError(
-            f"the exported file computes something else than the model: output `{names[index]}` "
-            f"differs by {parity}. Some operator means something else there, or the model draws "
+            "the exported file computes something else than the model: output "
+            f"`{job.names[index]}` differs by {parity}. Some operator means something else there, or the model draws "
             "random numbers; export parts of it to find which"
         )
     if not any(np.isfinite(array).any() for array in reference):

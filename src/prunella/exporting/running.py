@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prunella.model.containers import filled
 from prunella.runtimes import Prepared
 from prunella.runtimes.converting import batched
-from prunella.runtimes.flattening import Form, refilled
+from prunella.runtimes.flattening import Form
 from prunella.runtimes.prepared import Array
 
 
@@ -21,19 +22,28 @@ class Deployed(nn.Module):
     Args:
         ready: The file, loaded.
         form: How a call is packed.
-        output: An output of the model, for its form.
+        names: The names of the outputs.
+        output: The form of the outputs.
         batch: The batch the file is bound to; None is any.
     """
 
-    def __init__(self, ready: Prepared, form: Form, output: Any, batch: int | None) -> None:
+    def __init__(
+        self,
+        ready: Prepared,
+        form: Form,
+        names: tuple[str, ...],
+        output: Any,
+        batch: int | None,
+    ) -> None:
         super().__init__()
-        self.ready, self.form, self.output, self.batch = ready, form, output, batch
+        self.ready, self.form, self.batch = ready, form, batch
+        self.names, self.output = names, output
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the file."""
         given = self.form.tensors(args, kwargs)
         found = [torch.from_numpy(array) for array in self._answers(given)]
-        return refilled(self.output, iter(found))
+        return filled(self.output, dict(zip(self.names, found, strict=True)))
 
     def close(self) -> None:
         """Let go of the file."""

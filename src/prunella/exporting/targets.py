@@ -13,7 +13,7 @@ from prunella.errors import ConfigError, WorkspaceError
 from prunella.model.modes import evaluating
 from prunella.runtimes import Prepared, Runtime, prepare_onnx
 from prunella.runtimes.converting import captured, quiet, reason, write_onnx
-from prunella.runtimes.flattening import Form
+from prunella.runtimes.flattening import Form, opened
 from prunella.runtimes.in_openvino import openvino
 from prunella.runtimes.in_torch import in_torch
 from prunella.runtimes.runtime import Name
@@ -90,7 +90,7 @@ def _openvino(model: nn.Module, form: Form, path: Path, dynamic: bool) -> None:
 def _torch_export(model: nn.Module, form: Form, path: Path, dynamic: bool) -> None:
     args, kwargs = form.arguments(form.example)
     with evaluating(model), torch.no_grad():
-        program = captured(model, args, kwargs, dynamic=dynamic)
+        program = captured(opened(model, form), args, kwargs, dynamic=dynamic)
     with quiet():
         torch.export.save(program, path)
 

@@ -135,6 +135,8 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
+        # Folding constants computes what a mask is made of: the logarithm of zero, say.
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"onnx.*")
         warnings.filterwarnings("ignore", message=".*[Dd]ynamic_shapes.*|.*dynamic_axes.*")
         for logger in loggers:
             logger.setLevel(logging.ERROR)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunella.errors import ConfigError
+from prunella.model.containers import emptied, filled
 from prunella.model.examples import Arguments
 from prunella.model.outputs import tensors_in
 
@@ -104,6 +105,29 @@ class Flat(nn.Module):
         return tuple(tensors_in(self.model(*args, **kwargs)))
 
 
+class Open(nn.Module):
+    """Gives a model's output without what cannot be looked into: a cache, say, becomes None."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model."""
+        output = self.model(*args, **kwargs)
+        numbers = [str(i) for i, _ in enumerate(tensors_in(output))]
+        held = dict(zip(numbers, tensors_in(output), strict=True))
+        return filled(emptied(output, iter(numbers)), held)
+
+
+def opened(model: nn.Module, form: Form) -> nn.Module:
+    """Give the model, or `Open` of it where its output holds what `torch.export` does not know."""
+    leaves = pytree.tree_leaves(output_of(model, form))
+    known = all(leaf is None or isinstance(leaf, Tensor | int | float | str) for leaf in leaves)
+    return model if known else Open(model)
+
+
 def output_of(model: nn.Module, form: Form) -> Any:
     """Run a model on its example.
 
@@ -124,25 +148,6 @@ def output_of(model: nn.Module, form: Form) -> Any:
 def output_names(output: Any) -> list[str]:
     """Name the tensors of an output, by key or by number, in the order of `tensors_in`."""
     return unique(name or "output" for name in _paths(output, ""))
-
-
-def refilled(output: Any, tensors: Iterator[Any]) -> Any:
-    """Give an output of the same form with other tensors, taken in the order of `tensors_in`."""
-    if isinstance(output, Tensor):
-        return next(tensors)
-    if isinstance(output, Mapping):
-        filled = {key: refilled(value, tensors) for key, value in output.items()}
-        return type(output)(**filled) if dataclasses.is_dataclass(output) else filled
-    if isinstance(output, tuple | list):
-        parts = [refilled(value, tensors) for value in output]
-        return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
-    if dataclasses.is_dataclass(output) and not isinstance(output, type):
-        fields = {
-            field.name: refilled(getattr(output, field.name), tensors)
-            for field in dataclasses.fields(output)
-        }
-        return dataclasses.replace(output, **fields)
-    return output
 
 
 def _parameters(model: nn.Module, count: int) -> list[str]:
