@@ -4,22 +4,24 @@
 
 Protocol:
 
-- One thread; the costs are CPU seconds of the process (and, for what they are worth beside other
-  work on the machine, seconds on the clock). An *evaluation* is the CPU time of evaluating the
-  dense model once, the median of three.
+- One thread; *CPU* is the CPU seconds of the process, measured beside other work on the machine. An
+  *evaluation* is that of the dense model on all of the images, the fastest of three. *Evaluations*
+  is the same in work instead of seconds: multiply-accumulates of convolutions and linear layers, as
+  a multiple of the dense model's on all images; *cheaper* is against *plain*, in CPU / in work.
 - *plain*: every group alone at every ratio, each a full evaluation: `analyze(..., memory=0)`.
 - *exact*: `analyze(...)`, which computes once what evaluations have in common. It is compared
   number by number with *plain*.
-- *estimate*: `estimate(...)` with so many samples, the dense model and 6 cuts evaluated in full.
+- *estimate*: `estimate(...)` with so many samples, the dense model and 4 cuts evaluated in full.
 - *one pass*: the same, but distances are not measured: they are the sums of the diagonal Fisher
-  information of the removed channels (`score(..., "fisher")`), from gradients without labels.
-- Curves are compared by Spearman's rank correlation over all groups and ratios, with the *plain*
-  cross-entropy and with the *plain* accuracy. *halves* is the same between the two halves of the
-  images of *plain* itself: what noise leaves of it.
+  information of the removed channels (`score(..., "fisher")`), from gradients with the labels.
+- *early stop*: `analyze(..., confidence=0.95)` of the accuracy. *Off* is the share of its values
+  that differ from *plain* by more than was to be known with that confidence.
+- Channels go by `magnitude`. Curves are compared by Spearman's rank correlation over all groups and
+  ratios, with the *plain* cross-entropy and with the *plain* accuracy. *halves* is the same between
+  the two halves of the images of *plain* itself: what noise leaves of it.
 
-Networks: ResNet-56 with trained weights on 500 of CIFAR-10's training images (calibration: other
-training images), and EfficientNet-Lite0, a MobileNetV2 without the attention of its larger
-relatives, on pictures of the ImageNet sample (calibration: other pictures). There are no trained
-weights of MobileNetV2 itself here; `mobilenet_v2` is torchvision's with random weights, for cost
-and exactness alone.
+Networks: ResNet-56 on test images of CIFAR-10, calibrated with training images (which it knows by
+heart); and MobileNetV2 trained on 19 breeds of dogs (`dogs.py`), on pictures of animals of the
+ImageNet sample, where the dense network's own decisions are taken as the labels, since few of the
+pictures show one of its breeds; calibrated with others.
 """

@@ -6,10 +6,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import analysis_cost
+import numpy as np
+from scipy.stats import spearmanr
 
-PACKAGES = ("torch", "torchvision", "timm")
-HEAD = "way | CPU seconds | evaluations | cheaper | same numbers | rank, loss | rank, accuracy"
+from benchmarks import analysis_cost
+from prunella.sensitivity.settling import LEAST, WITHIN
+
+PACKAGES = ("torch", "timm")
+HEAD = (
+    "way | CPU seconds | evaluations in work | cheaper in CPU / in work | same numbers | "
+    "rank, loss | rank, accuracy"
+)
 
 
 def write(found: dict[str, Any], out: Path) -> None:
@@ -23,7 +30,7 @@ def write(found: dict[str, Any], out: Path) -> None:
 
 
 def read(out: Path) -> dict[str, Any]:
-    """Return the networks that an earlier run wrote."""
+    """Return what an earlier run wrote, network by network, row by row."""
     path = out.with_suffix(".json")
     found: dict[str, Any] = json.loads(path.read_text())["networks"] if path.exists() else {}
     return found
@@ -39,42 +46,69 @@ def page(found: dict[str, Any]) -> str:
         "Protocol" + (analysis_cost.__doc__ or "").partition("Protocol")[2].rstrip(),
     ]
     for network in found.values():
-        lines += ["", *_section(network)]
+        if "plain" in network["rows"]:
+            lines += ["", *_section(network)]
     return "\n".join(lines) + "\n"
 
 
+def rank(one: Any, other: Any) -> float:
+    """Return Spearman's rank correlation."""
+    return float(spearmanr(one, other).statistic)
+
+
 def _section(network: dict[str, Any]) -> list[str]:
-    plain = network["rows"][0]
+    plain = network["rows"]["plain"]
     ratios = ", ".join(map(str, network["ratios"]))
-    halves = network["halves"]
-    noise = (
-        f" *halves* agree to {halves['loss']:.3f} (loss) and {halves['accuracy']:.3f} (accuracy)."
-        if halves
-        else ""
+    loss, accuracy = (
+        rank(plain[f"{name}, first half"], plain[f"{name}, second half"])
+        for name in ("loss", "accuracy")
     )
     return [
         f"## {network['name']}",
         "",
-        f"{network['groups']} groups at ratios {ratios}; one evaluation takes "
-        f"{plain['one']:.2f} s of CPU.{noise}",
+        f"{network['groups']} groups at ratios {ratios}: {len(plain['loss'])} values. One "
+        f"evaluation takes {network['one']:.2f} s of CPU. *halves* agree to {loss:.3f} (loss) and "
+        f"{accuracy:.3f} (accuracy).",
         "",
         f"| {HEAD} |",
         "| --- " * (HEAD.count("|") + 1) + "|",
-        *(_line(row, plain) for row in network["rows"]),
+        *(_line(name, row, plain) for name, row in network["rows"].items()),
+        *_early(network["rows"]),
     ]
 
 
-def _line(row: dict[str, Any], plain: dict[str, Any]) -> str:
-    ranks = [f"{row[name]:.3f}" if name in row else "" for name in ("loss", "accuracy")]
+def _line(name: str, row: dict[str, Any], plain: dict[str, Any]) -> str:
+    ranks = ["", ""]
+    if name == "early stop":
+        ranks[1] = f"{rank(row['accuracy'], plain['accuracy']):.3f}"
+    elif name not in ("plain", "exact"):
+        ranks[0] = f"{rank(row['loss'], plain['loss']):.3f}"
+        ranks[1] = f"{-rank(row['loss'], plain['accuracy']):.3f}"
     cells = [
-        row["name"],
+        name,
         f"{row['cpu']:.0f}",
-        f"{row['cpu'] / row['one']:.1f}",
-        f"{plain['cpu'] / row['cpu']:.1f}x",
-        "yes" if row["identical"] else "no",
+        f"{row['work']:.1f}",
+        f"{plain['cpu'] / row['cpu']:.1f}x / {plain['work'] / row['work']:.1f}x",
+        "yes" if row.get("loss") == plain["loss"] else "no",
         *ranks,
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _early(rows: dict[str, Any]) -> list[str]:
+    if "early stop" not in rows:
+        return []
+    row = rows["early stop"]
+    found, wanted = np.array(row["accuracy"]), np.array(rows["plain"]["accuracy"])
+    off = np.abs(found - wanted)
+    # The estimate is within this of the truth, or the truth is where the bounds said it was not.
+    most = WITHIN * np.maximum(np.abs(found - row["baseline"]), LEAST)
+    missed = (off > most + 1e-9).mean()
+    return [
+        "",
+        f"*early stop* took {row['samples']:.0%} of the samples. {missed:.1%} of its values are "
+        f"*off*; the largest difference is {off.max():.3f}, the mean {off.mean():.4f}.",
+    ]
 
 
 def _versions() -> list[str]:

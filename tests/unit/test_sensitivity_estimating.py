@@ -11,7 +11,7 @@ from torch import nn
 import prunella
 from prunella.calibration import Calibration
 from prunella.errors import ConfigError, TaskError
-from prunella.repairing.divergence import divergence_from
+from prunella.repairing.divergence import distance, divergence, divergence_from
 from prunella.sensitivity import DIVERGENCE, Sensitivity, analyze, estimate
 from prunella.sensitivity.estimating import _levels
 from prunella.tasks import evaluate
@@ -72,7 +72,15 @@ def test_the_order_is_that_of_the_distance_in_units_of_the_metric(setup: Setup) 
         return loss(given)
 
     before = oracle.state(model)
-    near = estimate(model, groups, scores, samples(16), ratios=RATIOS)
+    near = analyze(
+        model,
+        groups,
+        scores,
+        divergence_from(model, samples(16), distance),
+        metric="distance",
+        higher_is_better=False,
+        ratios=RATIOS,
+    )
     found = estimate(
         model, groups, scores, samples(16), counted, metric="loss", ratios=RATIOS, probes=4
     )
@@ -88,6 +96,17 @@ def test_the_order_is_that_of_the_distance_in_units_of_the_metric(setup: Setup) 
     assert spearmanr(losses(found), losses(plain)).statistic > 0.9
     worst = losses(plain).max()
     assert losses(found).max() == pytest.approx(worst, rel=0.3)
+
+
+def test_distance_is_the_root_of_each_samples_divergence() -> None:
+    dense, other = torch.randn(6, 5), torch.randn(6, 5)
+    each = [float(divergence(b, a)) for a, b in zip(dense.split(1), other.split(1), strict=True)]
+    assert float(distance(other, dense)) == pytest.approx(np.sqrt(each).mean(), rel=1e-4)
+    assert float(distance(dense + 3, dense)) == pytest.approx(0, abs=1e-3)
+    pixels = [scores[:, :, None, None].expand(6, 5, 2, 2) for scores in (other, dense)]
+    assert float(distance(*pixels)) == pytest.approx(float(distance(other, dense)), rel=1e-4)
+    three = torch.randn(2, 3, 4)
+    assert float(distance(three + 1, three)) == float(divergence(three + 1, three))
 
 
 def test_the_direction_of_the_metric(setup: Setup) -> None:

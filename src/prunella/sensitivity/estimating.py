@@ -12,7 +12,7 @@ from prunella.errors import ConfigError
 from prunella.masking import zeroed
 from prunella.model.modes import evaluating
 from prunella.plan import Groups, Scores
-from prunella.repairing.divergence import divergence_from
+from prunella.repairing.divergence import distance, divergence, divergence_from
 from prunella.sensitivity.curves import RATIOS, Sensitivity, removed
 from prunella.sensitivity.measuring import Cut, Progress, analyze, check_value, lowest
 from prunella.sensitivity.processes import Step
@@ -20,6 +20,7 @@ from prunella.sensitivity.sharing import Evaluate
 
 PROBES = 6
 DIVERGENCE = "divergence from the dense model"
+_DISTANCE = "distance from the dense model"
 
 
 def estimate(  # noqa: PLR0913  every argument is one decision of the user's
@@ -42,11 +43,11 @@ def estimate(  # noqa: PLR0913  every argument is one decision of the user's
     """Predict the sensitivity of every group, at a small part of the cost of `analyze`.
 
     How far the outputs move when channels go says which groups matter nearly as well as the metric
-    does, and it needs a few dozen samples where the metric needs thousands: each sample is compared
-    with itself, not counted as right or wrong. So every group is cut at every ratio on the
-    calibration data alone, without labels, sharing what comes before the group. A few of these
-    cuts, from harmless to fatal, are then evaluated in full, and a non-decreasing function through
-    them turns distance into metric.
+    does (`repairing.divergence.distance`), and it needs a few dozen samples where the metric needs
+    thousands: each sample is compared with itself, not counted as right or wrong. So every group is
+    cut at every ratio on the calibration data alone, without labels, sharing what comes before the
+    group. A few of these cuts, from harmless to fatal, are then evaluated in full, and a
+    non-decreasing function through them turns distance into metric.
 
     The rank of what was not evaluated is that of the distance; its value is as good as one function
     for all groups can be.
@@ -56,7 +57,8 @@ def estimate(  # noqa: PLR0913  every argument is one decision of the user's
         groups: From `couple`.
         scores: From `score`; which channels go first.
         data: Batches of inputs, a few dozen samples.
-        evaluate: Computes the metric, as in `analyze`. None: the result is in units of distance.
+        evaluate: Computes the metric, as in `analyze`. None: the result is the divergence itself
+            (`repairing.divergence.divergence`).
         metric: The metric's name.
         higher_is_better: Whether a larger value of the metric is the better one.
         ratios: Fractions of channels removed, ascending, each in (0, 1).
@@ -88,8 +90,8 @@ def estimate(  # noqa: PLR0913  every argument is one decision of the user's
             model,
             groups,
             scores,
-            divergence_from(model, data),
-            metric=DIVERGENCE,
+            divergence_from(model, data, divergence if evaluate is None else distance),
+            metric=DIVERGENCE if evaluate is None else _DISTANCE,
             higher_is_better=False,
             ratios=ratios,
             cut=cut,
