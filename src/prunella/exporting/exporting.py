@@ -212,8 +212,8 @@ def _compared(job: _Job, answer: Answer, kind: str, given: list[Tensor]) -> Pari
     if not parity.holds:
         raise ExportError(
             "the exported file computes something else than the model: output "
-            f"`{job.names[index]}` differs by {parity}. Some operator means something else there, or the model draws "
-            "random numbers; export parts of it to find which"
+            f"`{job.names[index]}` differs by {parity}. Some operator means something "
+            "else there, or the model draws random numbers; export parts of it to find which"
         )
     if not any(np.isfinite(array).any() for array in reference):
         raise ExportError(
