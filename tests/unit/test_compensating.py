@@ -320,3 +320,9 @@ def test_batches_are_left_out_where_memory_is_short(monkeypatch, caplog):
     assert len(left) == 5
     assert left[1][1] is ways[2][1]
     assert "5 of 10 calibration batches are used" in caplog.text
+
+
+def test_class_scores_alone_in_a_tuple_are_compared_as_class_scores() -> None:
+    dense, other = torch.randn(8, 5), torch.randn(8, 5)
+    assert divergence((other,), (dense,)) == divergence(other, dense) > 0
+    assert divergence((dense,), (dense,)) == 0

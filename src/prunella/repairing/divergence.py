@@ -23,9 +23,9 @@ def divergence(outputs: Any, dense: Any) -> Tensor:
     that is still a squared distance as long as values are small. Of all other outputs, the squared
     distance of every tensor as a share of the dense one's variance, averaged over tensors.
     """
-    scores = _scores(dense)
-    if scores is not None:
-        return distillation(outputs, dense, 1.0)
+    scores, wanted = _scores(outputs), _scores(dense)
+    if scores is not None and wanted is not None:
+        return distillation(scores, wanted, 1.0)
     parts = [
         (one.float() - other.float()).square().mean() / other.float().var().clamp_min(1e-12)
         for one, other in zip(tensors_in(outputs), tensors_in(dense), strict=True)
