@@ -136,26 +136,24 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
 
     steps = _steps(groups, ratios)
     todo = [step for step in steps if step not in known]
-    loop = _Loop(model, groups, scores, cut, recalibrate, Shared(model, judge, memory, workers))
+    shared = Shared(model, judge, memory, workers)
+    loop = _Loop(model, groups, scores, cut, recalibrate, judge, shared)
     done = 0
     for done in range(1, len(steps) - len(todo) + 1):
         _report(progress, done, len(steps))
-    with evaluating(model):
-        if todo and ("", 0) in known and isinstance(judge, Settling):
-            loop.shared.dense()  # its samples are what others are compared with
-        with closing(loop.measure(todo, workers, together=together)) as values:
-            for (name, count), value in values:
-                check_value(value, metric, groups, name, count)
-                if not count and _fingerprint(tensors(model)) != weights:
-                    raise TaskError(
-                        "evaluating the model changed its weights or buffers; `evaluate` must "
-                        "leave the model as it is (no `model.train()`, no optimizer step)"
-                    )
-                known[name, count] = value
-                if journal is not None:
-                    journal.append({"group": name, "removed": count, "value": value})
-                done += 1
-                _report(progress, done, len(steps))
+    with evaluating(model), closing(loop.measure(todo, workers, together=together)) as values:
+        for (name, count), value in values:
+            check_value(value, metric, groups, name, count)
+            if not count and _fingerprint(tensors(model)) != weights:
+                raise TaskError(
+                    "evaluating the model changed its weights or buffers; `evaluate` must "
+                    "leave the model as it is (no `model.train()`, no optimizer step)"
+                )
+            known[name, count] = value
+            if journal is not None:
+                journal.append({"group": name, "removed": count, "value": value})
+            done += 1
+            _report(progress, done, len(steps))
 
     if isinstance(judge, Settling) and workers == 1:
         log.info("values were settled after %.0f%% of the samples", 100 * judge.share)
@@ -230,6 +228,7 @@ class _Loop:
     scores: Scores
     cut: Cut
     recalibrate: Calibration | None
+    judge: Evaluate
     shared: Shared
 
     def measure(
@@ -244,6 +243,7 @@ class _Loop:
             yield step, float(self.shared.dense())
         if workers > 1 and rest:
             # What is found out here is known in all processes.
+            self._compare()
             self.shared.ready(touched(self.groups[rest[0][0]]), len(rest))
             yield from shared_out(rest, workers, partial(self.one, left=len(rest)))
         else:
@@ -255,11 +255,17 @@ class _Loop:
         name, count = step
         if not count:
             return float(self.shared.dense())
+        self._compare()
         changing = touched(self.groups[name])
         self.shared.ready(changing, left)
         gone = {name: lowest(self.scores.values[name], count)}
         with self.cut(self.model, self.groups, gone), self._recalibrated(changing):
             return float(self.shared.changed())
+
+    def _compare(self) -> None:
+        """Evaluate the dense model where others are compared with its samples and it was not yet."""
+        if isinstance(self.judge, Settling) and not self.judge.begun:
+            self.shared.dense()
 
     def _recalibrated(self, changing: Collection[str]) -> AbstractContextManager[None]:
         if self.recalibrate is None:

@@ -60,6 +60,11 @@ class Settling:
         return min(max(float(self._dense.mean()) + mean, low), high)
 
     @property
+    def begun(self) -> bool:
+        """Whether the dense model was judged."""
+        return self._dense is not None
+
+    @property
     def share(self) -> float:
         """The share of the samples that were needed so far, the dense model's aside."""
         whole = 0 if self._dense is None else self._values * len(self._dense)
