@@ -263,7 +263,7 @@ class _Loop:
             return float(self.shared.changed())
 
     def _compare(self) -> None:
-        """Evaluate the dense model where others are compared with its samples and it was not yet."""
+        """Evaluate the dense model where its samples are compared with and not yet known."""
         if isinstance(self.judge, Settling) and not self.judge.begun:
             self.shared.dense()
 
