@@ -130,15 +130,18 @@ def calibrate(path: str | Path | Mapping[str, np.ndarray], asked: Sequence[Entry
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as held:
-            if isinstance(held, np.ndarray):
-                raise ConfigError(
-                    f"`{path}` holds one array without a name. Save it with the input's name: "
-                    "`numpy.savez(path, input=array)`"
-                )
+        held = np.load(path, allow_pickle=False)
+        if isinstance(held, np.ndarray):
+            raise ConfigError(
+                f"`{path}` holds one array without a name. Save it with the input's name: "
+                "`numpy.savez(path, input=array)`"
+            )
+        with held:
             return {name: held[name] for name in held.files}
     except FileNotFoundError:
         raise ConfigError(f"there is no file `{path}`. Name an .npz file") from None
+    except ConfigError:  # a ValueError too
+        raise
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise ConfigError(
             f"`{path}` is no .npz file of plain arrays ({type(error).__name__}: {error}). Write it "

@@ -1,0 +1,184 @@
+"""What exporters make of real networks, pruned as files; and the command line."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torchvision
+from torch import nn
+from typer.testing import CliRunner
+
+import prunella
+from prunella.cli import app
+from tests.onnx_models import convs, run, saved
+
+LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
+
+
+def lively(net: nn.Module) -> nn.Module:
+    """Give weights and statistics at random, so that signals neither die nor explode."""
+    generator = torch.Generator().manual_seed(0)
+
+    def near(tensor, mean, spread):
+        tensor.data.copy_(mean + spread * torch.randn(tensor.shape, generator=generator))
+
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            near(module.weight, 0, (1.8 / module.weight[0].numel()) ** 0.5)
+        elif isinstance(module, nn.BatchNorm2d):
+            near(module.running_mean, 0, 0.1)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+            near(module.weight, 1, 0.1)
+            near(module.bias, 0, 0.1)
+    return net.eval()
+
+
+def exported(net: nn.Module, path: Path, *, dynamo: bool, size: int = 64) -> Path:
+    """Export a network of images with an open batch, by torch's old exporter or its new one."""
+    images = torch.randn(2, 3, size, size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if dynamo:
+            batch = torch.export.Dim("batch")
+            torch.onnx.export(
+                net, (images,), path, dynamo=True, dynamic_shapes=({0: batch},),
+                input_names=["images"], external_data=False, verbose=False,
+            )  # fmt: skip
+        else:
+            torch.onnx.export(
+                net, (images,), path, dynamo=False, input_names=["images"],
+                output_names=["y"], dynamic_axes={"images": {0: "batch"}, "y": {0: "batch"}},
+            )  # fmt: skip
+    return path
+
+
+def vit() -> nn.Module:
+    return torchvision.models.VisionTransformer(64, 16, 2, 8, 64, 128, num_classes=10)
+
+
+NETWORKS = {
+    "resnet18": (torchvision.models.resnet18, 3),
+    "mobilenet_v2": (torchvision.models.mobilenet_v2, 3),
+    "mobilenet_v3_small": (torchvision.models.mobilenet_v3_small, 3),
+    "efficientnet_b0": (torchvision.models.efficientnet_b0, 3),
+    "shufflenet_v2_x0_5": (torchvision.models.shufflenet_v2_x0_5, 3),
+    "vit": (vit, 4),
+}
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_as_torch_exports_it(name, dynamo, tmp_path):
+    build, most = NETWORKS[name]
+    path = exported(lively(build()), tmp_path / "model.onnx", dynamo=dynamo)
+    made = prunella.prune_onnx(path, tmp_path / "small.onnx", macs=0.5)
+    assert 0.49 < made.plan.after.macs / made.plan.before.macs <= 0.5
+    assert made.certificate.error < 1e-9
+    assert made.parity < 1e-4
+    assert made.summary.split("frozen: ")[1].startswith(tuple(f"{n} groups" for n in range(most)))
+    images = np.zeros((3, 3, 64, 64), np.float32)
+    assert run(made.path, images=images)[0].shape[0] == 3
+    assert made.path.stat().st_size < 0.9 * path.stat().st_size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["yolov8n", "yolo11n"])
+def test_yolo(name, tmp_path, monkeypatch):
+    ultralytics = pytest.importorskip("ultralytics")
+    monkeypatch.chdir(tmp_path)
+    net = lively(ultralytics.YOLO(f"{name}.yaml").model)
+    for module in net.modules():
+        if hasattr(module, "export"):
+            module.export, module.format, module.dynamic = True, "onnx", True
+    images = torch.randn(1, 3, 128, 128)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net(images)
+        torch.onnx.export(
+            net, (images,), tmp_path / "model.onnx", dynamo=False, input_names=["images"],
+            dynamic_axes={"images": {0: "batch", 2: "height", 3: "width"}}, opset_version=12,
+        )  # fmt: skip
+    made = prunella.prune_onnx(
+        tmp_path / "model.onnx", tmp_path / "small.onnx", macs=0.5, shapes={"images": images.shape}
+    )
+    assert made.plan.after.macs <= 0.5 * made.plan.before.macs
+    assert made.certificate.error < 1e-9
+    # The grid is as open as it was: boxes of 20x12, 10x6 and 5x3 places.
+    wide = np.zeros((2, 3, 160, 96), np.float32)
+    assert run(made.path, images=wide)[0].shape == (2, 84, 240 + 60 + 15)
+
+
+@pytest.mark.parametrize("name", ["squeezenet", "resnet50"])
+def test_a_file_of_the_standards_own_with_weights_that_nodes_fill(name, tmp_path):
+    made = prunella.prune_onnx(LIGHT / f"light_{name}.onnx", tmp_path / "small.onnx", macs=0.5)
+    assert made.plan.after.macs <= 0.5 * made.plan.before.macs
+    (wanted,) = onnx.load(str(LIGHT / f"light_{name}.onnx")).graph.output
+    (entry,) = [
+        v
+        for v in onnx.load(str(made.path)).graph.input
+        if len(v.type.tensor_type.shape.dim) == 4 and v.type.tensor_type.shape.dim[1].dim_value == 3
+    ][:1]
+    (found,) = run(made.path, **{entry.name: np.ones((1, 3, 224, 224), np.float32)})
+    assert list(found.shape) == [d.dim_value for d in wanted.type.tensor_type.shape.dim]
+
+
+# -- the command line
+
+
+def call(*arguments: object):
+    return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+
+
+def test_prune_takes_an_onnx_file(tmp_path):
+    path = saved(convs(), tmp_path)
+    images = np.random.default_rng(0).standard_normal((16, 3, 12, 12)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", image=images)
+    made = call(
+        "prune", path, "--calibration", tmp_path / "data.npz", "--macs", "50%", "--quiet",
+        "--output", tmp_path / "small.onnx",
+    )  # fmt: skip
+    assert made.exit_code == 0, made.output
+    assert "MACs" in made.stdout
+    assert "stem" in made.stdout
+    for text in ("proven equal to the masked network", "ONNX Runtime makes the same",
+                 "on the calibration data outputs moved by", "small.plan.json"):  # fmt: skip
+        assert text in made.stderr
+    assert run(tmp_path / "small.onnx", image=images[:2])[0].shape == (2, 5)
+
+
+def test_a_dry_run_writes_nothing(tmp_path):
+    path = saved(convs(), tmp_path)
+    made = call("prune", path, "--budget.macs", "0.5", "--dry-run", "-o", tmp_path / "small.onnx")
+    assert made.exit_code == 0, made.output
+    assert "MACs" in made.stdout
+    assert "nothing was written" in made.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (["--macs", "a lot"], "macs is a share of the dense model"),
+        (["--colour", "red"], "No such option"),
+        (["--macs", "0.5", "--finetune.epochs", "3"], "`--finetune.epochs` is a setting of a task"),
+        (["--macs", "0.5", "--shape", "image=big"], "give it as NAME=1x3x224x224"),
+        ([], "give a budget"),
+    ],
+)
+def test_what_is_typed_wrongly(options, what, tmp_path):
+    path = saved(convs(), tmp_path)
+    made = call("prune", path, *options, "--output", tmp_path / "small.onnx")
+    assert made.exit_code == 2
+    assert what in made.stderr
+    assert not (tmp_path / "small.onnx").exists()
+
+
+def test_a_file_that_is_not_onnx_is_said_in_two_lines(tmp_path):
+    (tmp_path / "model.onnx").write_text("no model at all")
+    made = call("prune", tmp_path / "model.onnx", "--macs", "0.5")
+    assert made.exit_code == 2
+    assert "is not an ONNX file" in made.stderr
+    assert "hint: Give a file that `onnx.checker.check_model` accepts" in made.stderr
