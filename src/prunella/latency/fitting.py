@@ -50,8 +50,8 @@ def fit(
     for name, place in places.items():
         times = np.array([sample.regions.get(name, 0.0) for sample in samples])
         parts = _parts(place, widths)
-        columns = _columns(parts, lengths)
-        shares = _solve(columns, times)
+        columns = columns_of(parts, lengths)
+        shares = solve(columns, times)
         total += columns @ shares
         most = (columns * shares).max(0)
         kept = np.flatnonzero(most > _LEAST * max(times.max(), 1e-12))
@@ -70,21 +70,21 @@ def predict(regions: Sequence[Region], lengths: np.ndarray) -> Array:
     """Return the milliseconds of networks: `[networks, widths]` -> `[networks]`."""
     total = np.zeros(len(lengths))
     for region in regions:
-        columns = _columns([(part.widths, part.steps) for part in region.parts], lengths)
+        columns = columns_of([(part.widths, part.steps) for part in region.parts], lengths)
         total += columns @ np.array([part.ms for part in region.parts])
     return total
 
 
-_Product = tuple[tuple[int, ...], tuple[Step, ...]]
+Product = tuple[tuple[int, ...], tuple[Step, ...]]
 
 
-def _parts(place: Place, widths: Sequence[Width]) -> list[_Product]:
+def _parts(place: Place, widths: Sequence[Width]) -> list[Product]:
     """List the products that a region's time may be made of."""
 
     def steps(w: int) -> tuple[Step, ...]:
         return STEPS if widths[w].alone else (PLAIN,)
 
-    made: list[_Product] = [((), ())]
+    made: list[Product] = [((), ())]
     made += [((w,), (step,)) for w in place.widths for step in steps(w)]
     pairs: list[tuple[int, int]] = [(w, w) for w in place.squared]
     if len(place.widths) <= _PAIRS:
@@ -103,7 +103,7 @@ def _unordered(
         yield from ((s, t) for i, s in enumerate(of_a) for t in of_a[i:])
 
 
-def _columns(parts: Sequence[_Product], lengths: np.ndarray) -> Array:
+def columns_of(parts: Sequence[Product], lengths: np.ndarray) -> Array:
     """Evaluate products: `[networks, products]`."""
     stepped: dict[tuple[int, Step], np.ndarray] = {}
     columns = np.ones((len(lengths), len(parts)))
@@ -115,8 +115,11 @@ def _columns(parts: Sequence[_Product], lengths: np.ndarray) -> Array:
     return columns
 
 
-def _solve(columns: Array, times: Array) -> Array:
-    """Fit times; a small one counts more than its size, but not as much as a large one."""
+def solve(columns: Array, times: Array) -> Array:
+    """Fit times by nonnegative shares of columns.
+
+    A small time counts more than its size, but not as much as a large one.
+    """
     weights = 1 / (times + times.mean() + 1e-9)
     weighted = columns * weights[:, None]
     scale = np.linalg.norm(weighted, axis=0).clip(min=1e-12)

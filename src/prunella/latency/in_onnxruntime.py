@@ -1,4 +1,7 @@
-"""A bench for ONNX Runtime: its own profiler, on files that are cast instead of exported."""
+"""A bench for what runs ONNX files, which are cast instead of exported.
+
+Of ONNX Runtime the time of every kernel is known, of others that of the whole network.
+"""
 
 import logging
 import tempfile
@@ -32,14 +35,14 @@ log = logging.getLogger("prunella")
 
 
 class OnnxBench:
-    """Times networks in ONNX Runtime, kernel by kernel.
+    """Times networks in ONNX Runtime, kernel by kernel, or as wholes in OpenVINO.
 
     Args:
         model: The dense model.
         groups: Its groups.
         widths: Their widths.
         inputs: Arguments and keyword arguments.
-        runtime: ONNX Runtime, with its options.
+        runtime: ONNX Runtime or OpenVINO, with its options.
     """
 
     def __init__(
@@ -65,8 +68,10 @@ class OnnxBench:
 
     @cached_property
     def places(self) -> Mapping[str, Place]:
-        """The regions by name."""
-        found = {}
+        """The regions by name; none where nobody can look inside."""
+        found: dict[str, Place] = {}
+        if self._runtime.name != "onnxruntime":
+            return found
         for name, tensors in self._regions.tensors.items():
             sizes = [self._shapes[t].width for t in tensors if t in self._shapes]
             widths = {int(w) for size in sizes for w in size if w >= 0}
@@ -83,7 +88,9 @@ class OnnxBench:
             name: tensor.detach().cpu().numpy()
             for name, tensor in zip(form.names, form.example, strict=True)
         }
-        times = time_kernels(file, feeds, self._runtime, self._regions)
+        times: dict[str, float] = {}
+        if self._runtime.name == "onnxruntime":
+            times = time_kernels(file, feeds, self._runtime, self._regions)
         with prepare_onnx(file, feeds, self._runtime) as ready:
             return Sample(long, times, time_whole(ready))
 

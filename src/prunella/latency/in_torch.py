@@ -1,4 +1,4 @@
-"""A bench for eager torch: every operator is timed where it is called."""
+"""A bench for torch: eager, every operator is timed where it is called; compiled, the whole."""
 
 import re
 from collections.abc import Mapping
@@ -47,7 +47,7 @@ class _Clock(TorchDispatchMode):
 
 
 class TorchBench:
-    """Times networks in eager torch, operator by operator.
+    """Times networks in eager torch, operator by operator, or as wholes in compiled torch.
 
     Args:
         model: The dense model.
@@ -70,7 +70,9 @@ class TorchBench:
 
     @cached_property
     def places(self) -> Mapping[str, Place]:
-        """The regions by name: every call of an operator is one."""
+        """The regions by name: every call of an operator is one, if there are calls."""
+        if self._runtime.name != "torch":
+            return {}
         plans = [None, *telling(self._groups, self._widths, _TELLING, 0)]
         known = np.array([self._lengths(plan) for plan in plans])
         runs = []
@@ -91,7 +93,8 @@ class TorchBench:
         """Time the network of a plan, or the dense one."""
         with self._prepared(plan) as ready:
             looks: list[list[tuple[str, float, Shapes]]] = []
-            repeat(lambda: looks.append(_calls(ready)))
+            if self._runtime.name == "torch":
+                repeat(lambda: looks.append(_calls(ready)))
             inside = {
                 _name(i, calls[0][0]): low([took for _, took, _ in calls[1:]])
                 for i, calls in enumerate(zip(*looks, strict=True))

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from prunella.costs.timed import LatencyModel, digest_of
-from prunella.costs.widths import Width, widths
+from prunella.costs.timed import LatencyModel, Region, digest_of
+from prunella.costs.widths import widths
 from prunella.errors import ConfigError
 from prunella.latency.caching import measurements
 from prunella.latency.fitting import fit, predict
 from prunella.latency.in_onnxruntime import OnnxBench
 from prunella.latency.in_torch import TorchBench
-from prunella.latency.samples import Bench, Place, Sample, from_head, read, to_entry, to_head
+from prunella.latency.samples import Bench, Sample, from_head, read, to_entry, to_head
 from prunella.latency.sampling import draw
+from prunella.latency.unseen import fit_whole
 from prunella.plan import Groups, Plan
 from prunella.progress import Progress, or_silent
 from prunella.runtimes import Runtime
@@ -27,6 +28,8 @@ from prunella.tracing import Inputs, positional
 
 PLANS = 64
 """Networks that are timed."""
+
+Fit = Callable[[Sequence[Sample]], tuple[Region, ...]]
 
 _LEAST = 16
 _FOLDS = 4
@@ -83,6 +86,7 @@ def profile(  # noqa: PLR0913 - one call for all of it
     if not journal.entries:
         journal.append(to_head(bench().places))
     places = from_head(journal.entries[0])
+    fitted: Fit = partial(fit, places, found) if places else partial(fit_whole, groups, found)
     samples = read(journal.entries[1:], plans)
     drawn: list[Plan | None] = [None, *islice(draw(groups, seed), plans - 1)]
     began = time.monotonic()
@@ -99,12 +103,17 @@ def profile(  # noqa: PLR0913 - one call for all of it
             add(index)
             advance(1)
         for _ in range(_AGAIN):
-            for index in disturbed(places, found, samples):
+            for index in disturbed(fitted, samples):
                 add(index)
-    return _fitted(str(runtime), digest_of(groups), places, found, list(samples.values()))
+    return _fitted(str(runtime), digest_of(groups), fitted, list(samples.values()))
 
 
-_BENCHES: Mapping[str, Callable[..., Bench]] = {"onnxruntime": OnnxBench, "torch": TorchBench}
+_BENCHES: Mapping[str, Callable[..., Bench]] = {
+    "onnxruntime": OnnxBench,
+    "openvino": OnnxBench,
+    "torch": TorchBench,
+    "torch-compile": TorchBench,
+}
 
 
 def timed(bench: Bench, plan: Plan | None, before: Sample | None) -> Sample:
@@ -113,15 +122,13 @@ def timed(bench: Bench, plan: Plan | None, before: Sample | None) -> Sample:
     return sample if before is None else before.quicker(sample)
 
 
-def disturbed(
-    places: Mapping[str, Place], found: Sequence[Width], samples: Mapping[int, Sample]
-) -> list[int]:
+def disturbed(fitted: Fit, samples: Mapping[int, Sample]) -> list[int]:
     """List the networks that took longer than the others let expect, and were not looked at twice.
 
     What else the machine does makes single networks slow, never fast.
     """
     known = list(samples.values())
-    expected = predict(fit(places, found, known), np.array([s.lengths for s in known]))
+    expected = predict(fitted(known), np.array([s.lengths for s in known]))
     return [
         index
         for (index, sample), ms in zip(samples.items(), expected.tolist(), strict=True)
@@ -129,13 +136,7 @@ def disturbed(
     ]
 
 
-def _fitted(
-    runtime: str,
-    digest: str,
-    places: Mapping[str, Place],
-    found: Sequence[Width],
-    samples: Sequence[Sample],
-) -> LatencyModel:
+def _fitted(runtime: str, digest: str, fitted: Fit, samples: Sequence[Sample]) -> LatencyModel:
     """Fit all samples; the error is that of four fits, each on plans it has not seen."""
     long = np.array([sample.lengths for sample in samples])
     whole = np.array([sample.whole for sample in samples])
@@ -143,7 +144,7 @@ def _fitted(
     for first in range(_FOLDS):
         held = np.arange(len(samples)) % _FOLDS == first
         seen = [sample for sample, out in zip(samples, held, strict=True) if not out]
-        predicted = predict(fit(places, found, seen), long[held])
+        predicted = predict(fitted(seen), long[held])
         missed[held] = np.abs(predicted / whole[held] - 1)
     median, worst = (float(q) for q in np.quantile(missed, [0.5, 0.9]))
     log.info(
@@ -154,5 +155,5 @@ def _fitted(
         100 * median,
         100 * worst,
     )
-    regions = fit(places, found, samples)
+    regions = fitted(samples)
     return LatencyModel(runtime, digest, regions, float(whole[0]), len(samples), median, worst)
