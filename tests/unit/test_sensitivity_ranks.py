@@ -75,7 +75,7 @@ def both(folder: Path, how: str) -> list[dict]:
         )
         for rank in (0, 1)
     ]  # fmt: skip
-    errors = [process.communicate(timeout=100)[1] for process in running]
+    errors = [process.communicate(timeout=140)[1] for process in running]
     assert [process.returncode for process in running] == [0, 0], errors
     return [json.loads((folder / f"{how}{rank}.json").read_text()) for rank in (0, 1)]
 
