@@ -12,7 +12,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import prunella
-from prunella.cli import app
+from prunella.cli import app, onnx_files
 from tests.onnx_models import convs, run, saved
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
@@ -147,6 +147,20 @@ def test_prune_takes_an_onnx_file(tmp_path):
                  "on the calibration data outputs moved by", "small.plan.json"):  # fmt: skip
         assert text in made.stderr
     assert run(tmp_path / "small.onnx", image=images[:2])[0].shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("words", "means"),
+    [
+        (["model.onnx", "--macs", "0.5"], True),
+        (["--macs", "0.5", "--ratio=0.1", "model.onnx", "-o", "small.onnx"], True),
+        (["task.py", "--task.options.file", "model.onnx"], False),
+        (["--task.options.file", "model.onnx", "task.py"], False),
+        ([], False),
+    ],
+)
+def test_only_a_file_in_the_place_of_the_task_is_meant(words, means):
+    assert onnx_files.meant(words) is means
 
 
 def test_a_dry_run_writes_nothing(tmp_path):

@@ -114,6 +114,14 @@ def test_calibration_repairs(tmp_path):
     assert same.path is None
 
 
+def test_nodes_are_excluded_by_name(tmp_path):
+    path = saved(convs(), tmp_path)
+    made = prunella.prune_onnx(path, None, ratio=0.5, exclude=("gro*",))
+    assert "hidden" in " ".join(made.plan.channels)
+    assert {name for name in made.plan.kept if name.startswith(("stem", "grouped"))} == set()
+    assert "excluded" in made.summary
+
+
 # -- what is read
 
 

@@ -19,8 +19,16 @@ HELP = (
 
 
 def meant(words: Sequence[str]) -> bool:
-    """Say whether what was typed names an ONNX file to prune."""
-    return any(word.endswith(".onnx") and not word.startswith("-") for word in words)
+    """Say whether what was typed names an ONNX file to prune, and not one in an option."""
+    value = False
+    for word in words:
+        if word.startswith("-"):
+            value = "=" not in word
+        elif value:
+            value = False
+        else:
+            return word.endswith(".onnx")
+    return False
 
 
 def prune(words: Sequence[str], given: dict[str, Any], *, quiet: bool, dry_run: bool) -> None:
