@@ -185,6 +185,38 @@ def test_an_output_that_cannot_be_looked_into_is_left_out(to, tmp_path):
     assert (rest["half"] == 0.5).all()
 
 
+@pytest.mark.parametrize("to", TARGETS)
+def test_gathered_arguments_have_a_dynamic_batch(to, tmp_path):
+    class Gathering(nn.Module):
+        def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+            return args[0] + args[1] * kwargs["scale"]
+
+    x = torch.randn(2, 4)
+    found = export(
+        Gathering(),
+        (x, x.clone()),
+        tmp_path / f"net{ENDS[to]}",
+        to=to,
+        example_kwargs={"scale": x.clone()},
+    )
+    assert found.batch is None
+    assert found.form.names == ("args_0", "args_1", "scale")
+    y = torch.randn(5, 4)
+    torch.testing.assert_close(found.module()(y, y, scale=y), y + y * y)
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_a_rewritten_model_is_exported(to, tmp_path):
+    model = Net(16).eval()
+    pruned = prunella.prune(model, X, macs=0.5, form="graph").model
+    found = export(pruned, X, tmp_path / f"net{ENDS[to]}", to=to)
+    assert found.batch is None
+    other = torch.randn(5, 3, 8, 8)
+    torch.testing.assert_close(
+        found.module()(other)["logits"], pruned(other)["logits"].detach(), atol=1e-6, rtol=0
+    )
+
+
 @pytest.mark.parametrize(
     ("to", "name", "text"),
     [

@@ -15,6 +15,8 @@ from prunella.model.containers import emptied, filled
 from prunella.model.examples import Arguments
 from prunella.model.outputs import tensors_in
 
+_NAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
 
 @dataclass(frozen=True, eq=False)
 class Form:
@@ -106,26 +108,47 @@ class Flat(nn.Module):
 
 
 class Open(nn.Module):
-    """Gives a model's output without what cannot be looked into: a cache, say, becomes None."""
+    """Calls a model by named arguments, and gives its output without what nobody can look into.
 
-    def __init__(self, model: nn.Module) -> None:
+    A cache, say, becomes None. The names are those of a call: `torch.export` cannot write a dynamic
+    batch down for inputs that `forward` takes as `*args` or `**kwargs`.
+
+    Args:
+        model: Any module; shared, not copied.
+        args: The positional arguments of a call.
+        kwargs: The keyword arguments.
+    """
+
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         super().__init__()
         self.model = model
         self.training = model.training
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model."""
-        output = self.model(*args, **kwargs)
-        numbers = [str(i) for i, _ in enumerate(tensors_in(output))]
-        held = dict(zip(numbers, tensors_in(output), strict=True))
-        return filled(emptied(output, iter(numbers)), held)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            output = model(*args, **kwargs)
+            numbers = [str(i) for i, _ in enumerate(tensors_in(output))]
+            held = dict(zip(numbers, tensors_in(output), strict=True))
+            return filled(emptied(output, iter(numbers)), held)
+
+        either, keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+        names = _parameters(model, len(args))[: len(args)]
+        forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [inspect.Parameter(name, either) for name in names]
+            + [inspect.Parameter(name, keyword) for name in kwargs]
+        )
+        self.forward = forward
 
 
 def opened(model: nn.Module, form: Form) -> nn.Module:
-    """Give the model, or `Open` of it where its output holds what `torch.export` does not know."""
+    """Give the model, or `Open` of it where `torch.export` would not know its inputs or outputs."""
+    args, kwargs = form.arguments(form.example)
     leaves = pytree.tree_leaves(output_of(model, form))
     known = all(leaf is None or isinstance(leaf, Tensor | int | float | str) for leaf in leaves)
-    return model if known else Open(model)
+    named = inspect.signature(model.forward).parameters
+    gathered = len(args) > sum(p.kind in _NAMED for p in named.values()) or not kwargs.keys() <= {
+        name for name, p in named.items() if p.kind is not p.VAR_KEYWORD
+    }
+    return Open(model, args, kwargs) if gathered or not known else model
 
 
 def output_of(model: nn.Module, form: Form) -> Any:
@@ -156,7 +179,7 @@ def _parameters(model: nn.Module, count: int) -> list[str]:
     for name, parameter in inspect.signature(model.forward).parameters.items():
         if parameter.kind is parameter.VAR_POSITIONAL:
             names += [f"{name}_{i}" for i in range(count)]
-        elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+        elif parameter.kind in _NAMED:
             names.append(name)
     return names
 
