@@ -102,7 +102,8 @@ def test_no_widths_within_the_time_do_less_damage(name: str) -> None:
         except BudgetError:
             continue
         before, after = found.plan.before.latency, found.plan.after.latency
-        assert before is not None and after is not None
+        assert before is not None
+        assert after is not None
         assert after <= share * before
         best = brute_force(groups, scores, model, share * before, damage)
         assert found.damage == pytest.approx(best, rel=1e-4, abs=1e-4)
@@ -126,7 +127,8 @@ def test_less_time_is_kept_too_and_does_no_less_damage(name: str, damaging: bool
             damage if damaging else None,
             latency_model=model,
         ).plan
-        assert plan.after.latency is not None and plan.before.latency is not None
+        assert plan.after.latency is not None
+        assert plan.before.latency is not None
         assert plan.after.latency <= share * plan.before.latency
         lost.append(sum(damage(g, len(kept)) for g, kept in plan.channels.items()))
         left.append(plan.after.latency)

@@ -88,11 +88,15 @@ def profile(  # noqa: PLR0913 - one call for all of it
     places = from_head(journal.entries[0])
     fitted: Fit = partial(fit, places, found) if places else partial(fit_whole, groups, found)
     samples = read(journal.entries[1:], plans)
-    drawn: list[Plan | None] = [None, *islice(draw(groups, seed), plans - 1)]
+
+    @cache
+    def drawn() -> list[Plan | None]:
+        return [None, *islice(draw(groups, seed), plans - 1)]
+
     began = time.monotonic()
 
     def add(index: int) -> None:
-        samples[index] = timed(bench(), drawn[index], samples.get(index))
+        samples[index] = timed(bench(), drawn()[index], samples.get(index))
         journal.append(to_entry(index, samples[index]))
 
     with or_silent(progress)("latency", plans) as advance:

@@ -76,7 +76,7 @@ def to_entry(index: int, sample: Sample) -> dict[str, Any]:
     return {
         "plan": index,
         "lengths": sample.lengths.tolist(),
-        "regions": {name: round(ms, 6) for name, ms in sample.regions.items()},
+        "regions": dict(sample.regions),
         "whole": sample.whole,
         "looks": sample.looks,
     }
