@@ -8,7 +8,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import prunella
-from prunella.errors import BudgetError, ConfigError
+from prunella.errors import BudgetError, CertificateError, ConfigError
+from prunella.onnxfiles import pruning
+from prunella.onnxfiles.operators import OPERATORS
 from prunella.plan import Plan
 from tests.onnx_models import convs, model, run, saved, weights
 
@@ -363,3 +365,63 @@ def test_a_fixed_batch_is_kept(tmp_path):
     assert json.loads(found.plan.to_json())["example"]["args"][0]["tensor"] == [2, 3, 12, 12]
     with pytest.raises(ConfigError, match="holds 1 samples, and the model takes 2 at once"):
         prunella.prune_onnx(path, None, {"image": IMAGES[:1]}, macs=0.5)
+
+
+# -- torch and ONNX Runtime compared
+
+
+def test_a_node_that_torch_reads_otherwise_is_handed_back_to_onnx(tmp_path, monkeypatch):
+    path = saved(model(CHAIN % "Elu", CHAIN_SHAPES), tmp_path)
+    monkeypatch.setitem(OPERATORS, "Elu", lambda call, x: x * 1.01)
+    made = prunella.prune_onnx(path, tmp_path / "small.onnx", ratio=0.5)
+    assert "frozen: `Elu` in `odd_one` (torch computes something else)" in made.summary
+    assert set(made.plan.channels) == {"w1", "w3"}
+    assert made.parity < 1e-5
+
+
+def test_rounding_that_a_network_blows_up_is_no_other_node(tmp_path):
+    text = """
+    agraph (float[batch, 3, 8, 8] x) => (float[batch, 4, 8, 8] y) {
+        [one] a = Conv <kernel_shape = [1, 1]> (x, w1)
+        [big] b = Mul (a, much)
+        [wave] c = Sin (b)
+        [two] y = Conv <kernel_shape = [1, 1]> (c, w2)
+    }
+    """
+    made = model(text, {"w1": (16, 3, 1, 1), "w2": (4, 16, 1, 1)})
+    made.graph.initializer.append(numpy_helper.from_array(np.float32(3e4), "much"))
+    found = prunella.prune_onnx(saved(made, tmp_path), tmp_path / "small.onnx", ratio=0.5)
+    assert 1e-3 < found.dense_parity < 0.1
+    assert "run as ONNX says" not in found.summary
+
+
+def spoil_weight(read):
+    first = read.graph.initializer[0]
+    values = numpy_helper.to_array(first) * np.float32(1.0001)
+    first.CopyFrom(numpy_helper.from_array(values, first.name))
+
+
+def spoil_node(read):
+    next(n for n in read.graph.node if n.op_type == "HardSwish").op_type = "Relu"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_weight, "tensor `stem.weight` in .* is not that of the proven model"),
+        (spoil_node, "something else than the proven model computes"),
+    ],
+)
+def test_a_wrong_file_is_not_passed_on(spoil, message, tmp_path, monkeypatch):
+    path = saved(convs(), tmp_path)
+
+    def spoiled(file, dense, pruned, inputs, output):
+        honest(file, dense, pruned, inputs, output)
+        read = onnx.load(str(output))
+        spoil(read)
+        onnx.save(read, str(output))
+
+    honest = pruning.write
+    monkeypatch.setattr(pruning, "write", spoiled)
+    with pytest.raises(CertificateError, match=message):
+        prunella.prune_onnx(path, tmp_path / "small.onnx", ratio=0.5)
