@@ -14,8 +14,9 @@ import prunella
 from prunella.costs.latency import Latency
 from prunella.costs.timed import LatencyModel, Part, Region, digest_of
 from prunella.costs.widths import PLAIN, Step, Width, lengths, widths
-from prunella.errors import BudgetError, ConfigError
+from prunella.errors import BudgetError, ConfigError, NothingToPruneError, WorkspaceError
 from prunella.latency import latency, meeting, profile
+from prunella.latency.caching import measurements
 from prunella.latency.fitting import fit, predict
 from prunella.latency.in_torch import TorchBench
 from prunella.latency.kernels import _assigned, _Kernel, regions
@@ -24,6 +25,7 @@ from prunella.latency.moulding import NoMouldError, link, mould, shapes_of
 from prunella.latency.samples import Place, Sample
 from prunella.latency.sampling import draw, telling
 from prunella.latency.unseen import fit_whole
+from prunella.runtimes import Runtime
 from prunella.transforming.transforming import smaller
 
 INPUTS = torch.randn(2, 3, 12, 12)
@@ -210,6 +212,25 @@ def test_what_was_measured_is_kept_and_goes_on(
     with pytest.raises(KeyboardInterrupt):
         profile(*arguments, plans=16)
     assert len(timed) == 10  # another folder: begun again
+
+
+def test_a_damaged_journal_is_begun_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    groups = grouped(small())
+    runtime = Runtime.of("torch")
+    journal = measurements(groups, runtime, 0, tmp_path)
+    journal.append({"places": {}})
+    journal.path.write_text(journal.path.read_text().replace("places", "other"))
+    assert not measurements(groups, runtime, 0, tmp_path).entries
+    assert "begun anew" in caplog.text
+    (tmp_path / "file").touch()
+    with pytest.raises(WorkspaceError, match="PRUNELLA_CACHE"):
+        measurements(groups, runtime, 0, tmp_path / "file")
+
+
+def test_nothing_to_cut_is_said(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, 3))
+    with pytest.raises(NothingToPruneError):
+        profile(model, INPUTS, grouped(model), "torch", folder=tmp_path)
 
 
 def test_onnx_runtime_is_profiled_by_region(tmp_path: Path) -> None:

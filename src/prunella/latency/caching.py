@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import sys
@@ -9,11 +10,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from prunella.costs.timed import digest_of
+from prunella.errors import WorkspaceError
 from prunella.journal import Journal
 from prunella.plan import Groups
 from prunella.runtimes import Runtime
 
 _SCHEMA = "1"
+
+log = logging.getLogger("prunella")
+
 _LIBRARY = {"torch": "torch", "torch-compile": "torch", "onnxruntime": "onnxruntime"}
 
 
@@ -24,7 +29,10 @@ def measurements(groups: Groups, runtime: Runtime, seed: int, folder: Path | Non
         groups: Its groups.
         runtime: Where it runs.
         seed: Of the plans that are timed.
-        folder: Where journals are; by default `cache_folder()`.
+        folder: Where journals are; by default in `cache_folder()`.
+
+    Raises:
+        WorkspaceError: The folder cannot be written to.
     """
     key = {
         "schema": _SCHEMA,
@@ -36,8 +44,20 @@ def measurements(groups: Groups, runtime: Runtime, seed: int, folder: Path | Non
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     where = folder or cache_folder() / "latency"
-    where.mkdir(parents=True, exist_ok=True)
-    return Journal(where / f"{name}.jsonl", key)
+    path = where / f"{name}.jsonl"
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+    except OSError as cause:
+        raise WorkspaceError(
+            f"`{where}`, where measurements are kept, cannot be made: {cause}. Name another folder "
+            "with the environment variable PRUNELLA_CACHE"
+        ) from cause
+    try:
+        return Journal(path, key)
+    except WorkspaceError as damage:  # two processes wrote it, say; it can be measured again
+        log.warning("measurements are begun anew: %s", damage)
+        path.unlink()
+        return Journal(path, key)
 
 
 def cache_folder() -> Path:

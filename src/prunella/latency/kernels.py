@@ -99,9 +99,9 @@ def time_kernels(
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
-        session = ort.InferenceSession(
-            file.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        on_cuda = runtime.device.startswith("cuda")
+        provider = "CUDAExecutionProvider" if on_cuda else "CPUExecutionProvider"
+        session = ort.InferenceSession(file.SerializeToString(), options, providers=[provider])
         names = {i.name for i in session.get_inputs()}
         given = {name: array for name, array in feeds.items() if name in names}
         repeat(lambda: session.run(None, given))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from prunella.allocating.planning import nothing_to_prune
 from prunella.costs.timed import LatencyModel, Region, digest_of
 from prunella.costs.widths import widths
 from prunella.errors import ConfigError
@@ -70,11 +71,19 @@ def profile(  # noqa: PLR0913 - one call for all of it
 
     Raises:
         ConfigError: The runtime is not installed, or `plans` is too small.
+        NothingToPruneError: All groups are frozen.
         ExportError: The runtime cannot have the model.
     """
     runtime = Runtime.of(runtime)
     if plans < _LEAST:
         raise ConfigError(f"a latency model needs at least {_LEAST} networks, got {plans=}")
+    if not len(groups):
+        raise nothing_to_prune(groups)
+    if runtime.name == "onnxruntime" and runtime.dtype != "float32":
+        raise ConfigError(
+            "latency models of ONNX Runtime are in float32 so far: leave out `dtype`, or take "
+            "`openvino`, which has others"
+        )
     found = widths(groups)
     inputs = positional(example_inputs), dict(example_kwargs or {})
     journal = measurements(groups, runtime, seed, folder)

@@ -7,12 +7,13 @@ import numpy as np
 from prunella.allocating import allocate
 from prunella.allocating.planning import mask_of
 from prunella.costs.widths import Width, lengths
-from prunella.errors import NothingToPruneError
+from prunella.errors import ConfigError, CouplingError, NothingToPruneError
 from prunella.plan import Groups, Plan, Scores
 
 _BLOCKS = (1, 4, 8, 16)
 _MOST = 0.9
 _TRIES = 5
+_FAILED = 200  # draws in a row that are no plan
 
 
 def draw(groups: Groups, seed: int) -> Iterator[Plan]:
@@ -25,6 +26,7 @@ def draw(groups: Groups, seed: int) -> Iterator[Plan]:
     rng = np.random.default_rng(seed)
     names = [group.name for group in groups]
     scores = _first(groups)
+    failed = 0
     while True:
         middle = rng.uniform(0, _MOST)
         ratios = (middle + rng.normal(0, 0.25, len(names))).clip(0, _MOST)
@@ -34,11 +36,16 @@ def draw(groups: Groups, seed: int) -> Iterator[Plan]:
             blocks = np.where(rng.random(len(names)) < 0.4, 1, blocks)
         of = dict(zip(names, np.broadcast_to(blocks, len(names)).tolist(), strict=True))
         try:
-            yield allocate(
+            plan = allocate(
                 groups, scores, dict(zip(names, ratios.tolist(), strict=True)), multiple_of=of
             )
-        except NothingToPruneError:
+        except (NothingToPruneError, CouplingError):
+            failed += 1
+            if failed > _FAILED:
+                raise
             continue
+        failed = 0
+        yield plan
 
 
 def telling(groups: Groups, found: Sequence[Width], count: int, seed: int) -> list[Plan]:
@@ -51,12 +58,18 @@ def telling(groups: Groups, found: Sequence[Width], count: int, seed: int) -> li
         best: tuple[int, Plan, np.ndarray] | None = None
         for _ in range(_TRIES):
             ratios = {group.name: float(rng.uniform(0.05, 0.6)) for group in groups}
-            plan = allocate(groups, scores, ratios)
+            try:
+                plan = allocate(groups, scores, ratios)
+            except (NothingToPruneError, CouplingError):
+                continue
             rows = np.vstack([seen, lengths(tuple(found), mask_of(groups, plan.channels))])
             apart = len(np.unique(rows / rows[0], axis=1).T)
             if best is None or apart > best[0]:
                 best = apart, plan, rows
-        assert best is not None
+        if best is None:
+            raise ConfigError(
+                "no networks with other widths could be made to time; exclude fewer modules"
+            )
         chosen.append(best[1])
         seen = best[2]
     return chosen
