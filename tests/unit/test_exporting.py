@@ -158,6 +158,20 @@ def test_real_inputs_are_compared_too(tmp_path, monkeypatch):
         export(Net(), X, tmp_path / "other.onnx", data=[torch.full((6, 3, 8, 8), 7.0)])
 
 
+def test_too_few_real_inputs_for_a_fixed_batch_are_filled_up(tmp_path):
+    found = export(Net(), images(1, 4)[0], tmp_path / "net.onnx", data=images(1, 3), dynamic=False)
+    assert [(p.inputs, p.batch) for p in found.parity] == [("random", 4), ("real", 4)]
+
+
+def test_outputs_that_are_zero_say_little(tmp_path, caplog):
+    model = nn.Linear(4, 2)
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    with caplog.at_level(logging.WARNING, "prunella"):
+        export(model, torch.zeros(1, 4), tmp_path / "net.onnx")
+    assert "every output of the model is zero on random inputs" in caplog.text
+
+
 def test_a_model_that_gives_no_number_is_told(tmp_path):
     class Nothing(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

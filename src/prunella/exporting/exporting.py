@@ -22,7 +22,7 @@ from prunella.model.examples import describe, make
 from prunella.model.modes import copied, evaluating
 from prunella.model.structure import tensors
 from prunella.runtimes import Runtime
-from prunella.runtimes.converting import batched, repeated
+from prunella.runtimes.converting import batched, reason, repeated
 from prunella.runtimes.flattening import Flat, Form, form_of, output_names, output_of
 
 log = logging.getLogger("prunella")
@@ -120,7 +120,8 @@ def export(
     target(to)
     path = checked_path(path, to)
     ours = _ours(model)
-    form = form_of(ours, example_inputs, example_kwargs)
+    given = pytree.tree_map_only(Tensor, Tensor.cpu, (example_inputs, dict(example_kwargs or {})))
+    form = form_of(ours, *given)
     output = output_of(ours, form)
     names = tuple(output_names(output))
     real = [] if data is None else _real(form, data, len(form.arguments(form.example)[0]))
@@ -179,9 +180,8 @@ def _cases(
             )
         yield "random", list(form.tensors(*make(described, seed)))
     for rows in real:
-        given = min(_batch(rows), OTHER_BATCH * here + 1) if dynamic else here
-        if given <= _batch(rows):
-            yield "real", _rows(rows, given)
+        size = min(_batch(rows), OTHER_BATCH * here + 1) if dynamic else here
+        yield "real", _rows(rows, size)
 
 
 def _compared(job: _Job, answer: Answer, kind: str, given: list[Tensor]) -> Parity:
@@ -196,8 +196,8 @@ def _compared(job: _Job, answer: Answer, kind: str, given: list[Tensor]) -> Pari
     except Exception as cause:
         raise ExportError(
             f"the exported file does not run on {kind} inputs, batch {_batch(given)} "
-            f"({type(cause).__name__}: {str(cause).splitlines()[0][:300]}). A size that follows "
-            "the inputs is written into the model's code; export with `dynamic=False`"
+            f"({reason(cause)}). A size that follows the inputs is written into the model's code; "
+            "compute it from their shapes, or export with the batch that you need"
         ) from cause
     if len(found) != len(reference):
         raise ExportError(
@@ -219,6 +219,12 @@ def _compared(job: _Job, answer: Answer, kind: str, given: list[Tensor]) -> Pari
         raise ExportError(
             f"the model gives no finite number on {kind} inputs, so nothing can be compared. Give "
             "example inputs of the range that it is for"
+        )
+    if not any(array.any() for array in reference):
+        log.warning(
+            "every output of the model is zero on %s inputs: that the file gives the same says "
+            "little. Train the model first, or give real inputs",
+            kind,
         )
     return parity
 
@@ -284,8 +290,7 @@ def _batch(given: Sequence[Tensor]) -> int:
 
 
 def _rows(given: list[Tensor], count: int) -> list[Tensor]:
+    """Take the first samples; where there are too few, the last one again and again."""
     rows = {id(tensor) for tensor in batched(given)}
-    found: list[Tensor] = pytree.tree_map_only(
-        Tensor, lambda t: t[:count] if id(t) in rows else t, given
-    )
-    return found
+    taken = torch.arange(count).clamp(max=_batch(given) - 1)
+    return [tensor[taken] if id(tensor) in rows else tensor for tensor in given]
