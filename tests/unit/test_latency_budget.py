@@ -4,6 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 import prunella
 from prunella.allocating import Damage, allocate_and_bound
@@ -247,6 +249,17 @@ def test_time_needs_a_model_of_this_network() -> None:
         prunella.allocate(
             groups, scores, prunella.Budget(latency=0.5), latency_model=drawn_model(others, 0)
         )
+
+
+def test_networks_that_run_otherwise_are_others() -> None:
+    def digest(activation: nn.Module, size: int = 8) -> str:
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), activation, nn.Conv2d(8, 4, 3))
+        return digest_of(prunella.couple(prunella.trace(model, torch.randn(1, 3, size, size))))
+
+    same = digest(nn.ReLU())
+    assert digest(nn.ReLU()) == same
+    assert digest(nn.SiLU()) != same
+    assert digest(nn.ReLU(), 9) != same
 
 
 @pytest.mark.parametrize(

@@ -100,11 +100,13 @@ class LatencyModel:
 
 
 def digest_of(groups: Groups) -> str:
-    """Tell a network, its example inputs and its widths from others."""
+    """Tell a network's operators, its example inputs and its widths from others."""
     graph = groups.graph
     hashed = hashlib.sha256(graph.digest.encode())
-    for name in graph.inputs:
-        hashed.update(repr((graph.values[name].shape, str(graph.values[name].dtype))).encode())
+    made = [(node.op, node.outputs) for node in graph.nodes if not node.training]
+    for op, names in (("input", graph.inputs), *made):
+        tensors = [(graph.values[n].shape, str(graph.values[n].dtype)) for n in names]
+        hashed.update(repr((op, tensors)).encode())
     for width in widths(groups):
         hashed.update(width.channels.tobytes())
     return hashed.hexdigest()
