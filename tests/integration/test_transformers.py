@@ -222,3 +222,17 @@ def test_a_model_without_a_config_is_left_alone() -> None:
     model = nn.Linear(4, 4)
     assert reconfigure(model, model) is None
     assert not hasattr(model, "save_pretrained")
+
+
+def test_no_weights_are_drawn_for_a_class_that_is_built_from_a_config(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Drawing anew until all numbers are right never ends where none is ever filled in."""
+    model, given = vit()
+    pruned = prunella.prune(model.eval(), (), example_kwargs=given, ratio=0.5).model
+
+    def drawn(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights are drawn")
+
+    monkeypatch.setattr(torch.nn.init, "_no_grad_trunc_normal_", drawn)
+    assert reconfigure(model, pruned, ((), given)) is None

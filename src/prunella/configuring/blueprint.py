@@ -17,6 +17,8 @@ from prunella.configuring.numbers import Place, get
 from prunella.model.blame import first_line
 from prunella.model.structure import device_of, tensors
 
+_INITIALIZE = "initialize_weights"
+
 Key = tuple[str, int | str]
 """A size: (tensor, dimension) or (module, attribute)."""
 
@@ -72,11 +74,11 @@ class Blueprint:
                     _unheard(), torch.random.fork_rng([]), torch.device(device), _Unfilled()
                 ):  # fmt: skip
                     stack.enter_context(context)
-                if hasattr(self.kind, "initialize_weights"):
-                    # It may draw until all numbers are right, and nothing is ever filled here.
-                    stack.enter_context(
-                        mock.patch.object(self.kind, "initialize_weights", _nothing)
-                    )
+                owners = [base for base in self.kind.__mro__ if _INITIALIZE in vars(base)]
+                if owners:
+                    # It may draw until all numbers are right, and nothing is ever filled here. It
+                    # belongs to a base class: the models inside this one have it too.
+                    stack.enter_context(mock.patch.object(owners[-1], _INITIALIZE, _nothing))
                 return self.kind(self._config(written))
         except Exception as error:  # noqa: BLE001 - whatever the class's own code raises
             self.failure = f"{type(error).__name__}: {first_line(error)}"
