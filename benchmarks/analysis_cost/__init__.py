@@ -4,10 +4,10 @@
 
 Protocol:
 
-- One thread; *CPU* is the CPU seconds of the process, measured beside other work on the machine. An
-  *evaluation* is that of the dense model on all of the images, the fastest of three. *Evaluations*
-  is the same in work instead of seconds: multiply-accumulates of convolutions and linear layers, as
-  a multiple of the dense model's on all images; *cheaper* is against *plain*, in CPU / in work.
+- One thread, beside other work on the machine, which slows every second of it down. So *cheaper*
+  compares CPU seconds as multiples of what one evaluation of the dense model on all of the images
+  took just before and after. *Work* counts evaluations too, in multiply-accumulates of convolutions
+  and linear layers.
 - *plain*: every group alone at every ratio, each a full evaluation: `analyze(..., memory=0)`.
 - *exact*: `analyze(...)`, which computes once what evaluations have in common. It is compared
   number by number with *plain*.
@@ -18,7 +18,9 @@ Protocol:
   that differ from *plain* by more than was to be known with that confidence.
 - Channels go by `magnitude`. Curves are compared by Spearman's rank correlation over all groups and
   ratios, with the *plain* cross-entropy and with the *plain* accuracy. *halves* is the same between
-  the two halves of the images of *plain* itself: what noise leaves of it.
+  the two halves of the images of *plain* itself. By how much they disagree, not even a perfect
+  prediction is expected to correlate with *plain* by more than the square root of `2 h / (1 + h)`
+  (Spearman and Brown), which is shown as *at most*.
 
 Networks: ResNet-56 on test images of CIFAR-10, calibrated with training images (which it knows by
 heart); and MobileNetV2 trained on 19 breeds of dogs (`dogs.py`), on pictures of animals of the

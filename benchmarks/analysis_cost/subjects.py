@@ -55,7 +55,7 @@ def _animals(model: nn.Module) -> Images:
     pictures = dogs.pictures()[:_ANIMALS]
     labels = torch.cat([model(part).argmax(1) for part in pictures.split(64)])
     aside = torch.arange(_ANIMALS) % 5 == 0
-    judged = _batches(pictures[~aside][:192], labels[~aside][:192], 64)
+    judged = _batches(pictures[~aside][:64], labels[~aside][:64], 64)
     return judged, _batches(pictures[aside], labels[aside], 16)
 
 
@@ -68,10 +68,10 @@ SUBJECTS = {
         (32, 64, 128),
     ),
     "mobilenet_v2": Subject(
-        "MobileNetV2, 192 pictures of animals",
+        "MobileNetV2, 64 pictures of animals",
         dogs.mobilenet_v2,
         _animals,
         (0.1, 0.3, 0.5, 0.7, 0.9),
-        (8, 16),
+        (4, 8),
     ),
 }
