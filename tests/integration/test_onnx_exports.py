@@ -176,7 +176,7 @@ def test_a_dry_run_writes_nothing(tmp_path):
     ("options", "what"),
     [
         (["--macs", "a lot"], "macs is a share of the dense model"),
-        (["--colour", "red"], "No such option"),
+        (["--colour", "red"], "unrecognized arguments: --colour red"),
         (["--macs", "0.5", "--finetune.epochs", "3"], "`--finetune.epochs` is a setting of a task"),
         (["--macs", "0.5", "--shape", "image=big"], "give it as NAME=1x3x224x224"),
         ([], "give a budget"),

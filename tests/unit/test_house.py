@@ -15,6 +15,7 @@ import pytest
 
 import prunella
 from prunella import config, errors
+from prunella.cli import onnx_files
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "src" / "prunella").rglob("*.py"))
@@ -193,6 +194,9 @@ def commands():
 
 @pytest.mark.parametrize("arguments", list(commands()))
 def test_commands_on_the_pages_are_understood(arguments):
+    if onnx_files.meant(arguments[1:]):
+        assert onnx_files.parsed(arguments[1:])
+        return
     # A switch of the verb itself, not a setting; tests/integration/test_cli.py runs it.
     arguments = [word for word in arguments if word != "--dry-run"]
     settings = [word for word in arguments[1:] if word.startswith("--")]

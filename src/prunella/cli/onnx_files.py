@@ -1,11 +1,9 @@
 """`prunella prune model.onnx`: its options, and what it prints."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
-
-import click
-import typer
+from typing import Any, NoReturn
 
 from prunella.cli import speaking
 from prunella.errors import ConfigError
@@ -16,6 +14,7 @@ HELP = (
     "--shape NAME=1x3x224x224, --criterion, --multiple-of, --exclude NODE, --candidates and --seed "
     "as well; see the guide on ONNX files."
 )
+_BUDGETS = ("macs", "params", "weight_bytes", "activation_bytes")
 
 
 def meant(words: Sequence[str]) -> bool:
@@ -31,6 +30,35 @@ def meant(words: Sequence[str]) -> bool:
     return False
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}. See the end of `prunella prune --help`")
+
+
+def parsed(words: Sequence[str]) -> dict[str, Any]:
+    """Read what was typed: arguments for `prunella.prune_onnx`.
+
+    Raises:
+        ConfigError: An option is unknown or bad.
+    """
+    parser = _Parser(prog="prunella prune", add_help=False, allow_abbrev=False)
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--calibration", type=Path)
+    parser.add_argument("--output", "-o", type=Path, default=Path("pruned.onnx"))
+    for budget in _BUDGETS:
+        parser.add_argument(f"--{budget.replace('_', '-')}", dest=budget)
+    parser.add_argument("--ratio", type=float)
+    parser.add_argument("--shape", dest="shapes", action="append", default=[])
+    parser.add_argument("--criterion")
+    parser.add_argument("--multiple-of", type=int, default=1)
+    parser.add_argument("--exclude", action="append", default=[])
+    parser.add_argument("--candidates", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    found = vars(parser.parse_args(list(words)))
+    # Here, and not as a type of the parser's: it would put a message of its own in place of ours.
+    return found | {"shapes": dict(map(_shape, found["shapes"]))}
+
+
 def prune(words: Sequence[str], given: dict[str, Any], *, quiet: bool, dry_run: bool) -> None:
     """Prune an ONNX file, as typed.
 
@@ -43,98 +71,14 @@ def prune(words: Sequence[str], given: dict[str, Any], *, quiet: bool, dry_run: 
     Raises:
         ConfigError: An option is unknown or bad.
     """
-    for name, value in given.items():
-        if value is not None:
-            option = name.replace("__", ".")
-            if not option.startswith("budget."):
-                raise ConfigError(
-                    f"`--{option}` is a setting of a task, and this is an ONNX file. See the end "
-                    "of `prunella prune --help` for what can be given"
-                )
-            words = [*words, f"--{option.removeprefix('budget.').replace('_', '-')}", str(value)]
-    command = typer.main.get_command(_APP)
-    try:
-        command.main(
-            list(words),
-            prog_name="prunella prune",
-            standalone_mode=False,
-            obj={"quiet": quiet, "dry_run": dry_run},
-        )
-    except click.ClickException as error:
-        raise ConfigError(
-            f"{error.format_message()} See the end of `prunella prune --help`"
-        ) from error
-
-
-def _prune(  # noqa: PLR0913 - what is given on the command line
-    context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="The ONNX file.", metavar="MODEL.onnx")],
-    *,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            help="An .npz file with some hundred inputs, an array for each input of the graph by "
-            "its name, samples first. No labels. Without it weights alone decide."
-        ),
-    ] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Where to write; the plan goes beside it.")
-    ] = Path("pruned.onnx"),
-    macs: Annotated[
-        str | None, typer.Option(help="What may remain: 50%, 0.5 or a count.", metavar="BUDGET")
-    ] = None,
-    params: Annotated[str | None, typer.Option(help="Likewise.", metavar="BUDGET")] = None,
-    weight_bytes: Annotated[str | None, typer.Option(help="Likewise.", metavar="BUDGET")] = None,
-    activation_bytes: Annotated[
-        str | None, typer.Option(help="Likewise.", metavar="BUDGET")
-    ] = None,
-    ratio: Annotated[
-        float | None, typer.Option(help="Instead of a budget: what every group loses.")
-    ] = None,
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A shape to prune for, where the file leaves sizes open and there is no "
-            "calibration data: images=1x3x640x640."
-        ),
-    ] = None,
-    criterion: Annotated[str | None, typer.Option(help="How channels are scored.")] = None,
-    multiple_of: Annotated[int, typer.Option(help="Groups keep a multiple of so many.")] = 1,
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="Nodes to leave whole, by name or glob.")
-    ] = None,
-    candidates: Annotated[int, typer.Option(help="How many plans to try.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of the draws of plans.")] = 0,
-) -> None:
-    """Prune an ONNX file to a budget, repair it from calibration data, prove and write it.
-
-    The file is edited: names, metadata, opset and dynamic axes stay. The result is proven equal to
-    the masked network, and run in ONNX Runtime.
-
-    Example: prunella prune model.onnx --calibration data.npz --macs 50% -o pruned.onnx
-    """
     from prunella.onnxfiles import prune_onnx
     from prunella.progress import rich_progress, silent
 
-    quiet, dry_run = context.obj["quiet"], context.obj["dry_run"]
+    options = parsed([*words, *_budgets(given)])
+    if dry_run:
+        options["output"] = None
     with speaking.logging_to(None, quiet):
-        result = prune_onnx(
-            file,
-            None if dry_run else output,
-            calibration,
-            shapes=dict(map(_shape, shape or [])),
-            macs=macs,
-            params=params,
-            weight_bytes=weight_bytes,
-            activation_bytes=activation_bytes,
-            ratio=ratio,
-            criterion=criterion,
-            multiple_of=multiple_of,
-            exclude=tuple(exclude or ()),
-            candidates=candidates,
-            seed=seed,
-            progress=silent if quiet else rich_progress,
-        )
+        result = prune_onnx(**options, progress=silent if quiet else rich_progress)
     speaking.console().print(result.summary, markup=False)
     if result.path is None:
         speaking.say("nothing was written: this was a dry run")
@@ -152,13 +96,24 @@ def _prune(  # noqa: PLR0913 - what is given on the command line
     speaking.say(f"wrote {result.path} and {result.plan_path}")
 
 
+def _budgets(given: dict[str, Any]) -> list[str]:
+    """Return budgets that were given as settings (`--budget.macs 0.5`) as options of ours."""
+    words: list[str] = []
+    for name, value in given.items():
+        if value is not None:
+            option = name.replace("__", ".")
+            if not option.startswith("budget."):
+                raise ConfigError(
+                    f"`--{option}` is a setting of a task, and this is an ONNX file. See the end "
+                    "of `prunella prune --help` for what can be given"
+                )
+            words += [f"--{option.removeprefix('budget.').replace('_', '-')}", str(value)]
+    return words
+
+
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:
     name, _, sizes = text.rpartition("=")
     try:
         return name, tuple(int(n) for n in sizes.split("x"))
     except ValueError:
         raise ConfigError(f"`--shape {text}`: give it as NAME=1x3x224x224") from None
-
-
-_APP = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-_APP.command(context_settings={"help_option_names": ["-h", "--help"]})(_prune)
