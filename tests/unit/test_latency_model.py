@@ -254,6 +254,16 @@ def test_onnx_runtime_is_profiled_by_region(tmp_path: Path) -> None:
     assert plan.after.latency <= 0.97 * plan.before.latency
 
 
+def test_a_runtime_that_shows_nothing_is_profiled_from_outside(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    model = small()
+    groups = grouped(model)
+    found = profile(model, INPUTS, groups, "openvino:threads=1", plans=16, folder=tmp_path)
+    assert found.plans == 16
+    assert any("conv2d" in r.name or r.name == "calls" for r in found.regions)
+    assert found.predict(groups, np.ones(groups.channels, dtype=bool)) > 0
+
+
 def test_too_few_networks_are_refused(tmp_path: Path) -> None:
     model = small()
     with pytest.raises(ConfigError, match="at least 16 networks"):
