@@ -126,8 +126,8 @@ def _page(rows: list[record.Row]) -> str:
         "and pruned as files: `prunella prune model.onnx --calibration data.npz --macs 70%`. No",
         "training, no labels. Accuracy on the 10,000 test images, in ONNX Runtime; one seed.",
         "*Proof*: largest relative difference between pruned and masked network, in float64.",
-        "*Parity*: the same between ONNX Runtime on the written file and that network. Seconds: one",
-        "thread of a busy machine.",
+        "*Parity*: the same between ONNX Runtime on the written file and that network. Seconds: by",
+        "the clock, one thread of a busy machine.",
         "",
         "| network | MACs may remain | images | dense | pruned | MACs left | parameters left |"
         " file | proof | parity | seconds |",
