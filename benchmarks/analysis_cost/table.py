@@ -73,7 +73,8 @@ def _section(network: dict[str, Any]) -> list[str]:
         "",
         f"{network['groups']} groups at ratios {ratios}: {len(plain['loss'])} values. One "
         f"evaluation takes {plain['one']:.2f} s of CPU. *halves* agree to {loss:.3f} (loss) and "
-        f"{accuracy:.3f} (accuracy): *at most* {_most(loss):.3f} and {_most(accuracy):.3f}.",
+        f"{accuracy:.3f} (accuracy): *at most* {_most(loss):.3f} and {_most(accuracy):.3f}."
+        + (f" {network['note']}" if "note" in network else ""),
         "",
         f"| {HEAD} |",
         "| --- " * (HEAD.count("|") + 1) + "|",
