@@ -1,7 +1,9 @@
 """What exporters make of real networks, pruned as files; and the command line."""
 
+import os
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -88,28 +90,35 @@ def test_a_network_as_torch_exports_it(name, build, dynamo, most, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolov8n", "yolo11n"])
 def test_yolo(name, tmp_path, monkeypatch):
-    ultralytics = pytest.importorskip("ultralytics")
     monkeypatch.chdir(tmp_path)
-    net = lively(ultralytics.YOLO(f"{name}.yaml").model)
-    for module in net.modules():
-        if hasattr(module, "export"):
-            module.export, module.format, module.dynamic = True, "onnx", True
-    images = torch.randn(1, 3, 128, 128)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        net(images)
-        torch.onnx.export(
-            net, (images,), tmp_path / "model.onnx", dynamo=False, input_names=["images"],
-            dynamic_axes={"images": {0: "batch", 2: "height", 3: "width"}}, opset_version=12,
-        )  # fmt: skip
+    with mock.patch.dict(os.environ):  # the library sets some variables
+        path = exported_yolo(name, tmp_path)
     made = prunella.prune_onnx(
-        tmp_path / "model.onnx", tmp_path / "small.onnx", macs=0.5, shapes={"images": images.shape}
+        path, tmp_path / "small.onnx", macs=0.5, shapes={"images": (1, 3, 128, 128)}
     )
     assert made.plan.after.macs <= 0.5 * made.plan.before.macs
     assert made.certificate.error < 1e-9
     # The grid is as open as it was: boxes of 20x12, 10x6 and 5x3 places.
     wide = np.zeros((2, 3, 160, 96), np.float32)
     assert run(made.path, images=wide)[0].shape == (2, 84, 240 + 60 + 15)
+
+
+def exported_yolo(name: str, folder: Path) -> Path:
+    """Export a detector with open batch, height and width, in the form most files have."""
+    ultralytics = pytest.importorskip("ultralytics")
+    net = lively(ultralytics.YOLO(f"{name}.yaml").model)
+    for module in net.modules():
+        if hasattr(module, "export"):
+            module.export, module.format, module.dynamic = True, "onnx", True
+    images, path = torch.randn(1, 3, 128, 128), folder / "model.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net(images)
+        torch.onnx.export(
+            net, (images,), path, dynamo=False, input_names=["images"],
+            dynamic_axes={"images": {0: "batch", 2: "height", 3: "width"}}, opset_version=12,
+        )  # fmt: skip
+    return path
 
 
 @pytest.mark.parametrize("name", ["squeezenet", "resnet50"])
