@@ -301,3 +301,28 @@ def test_torchs_own_attention_keeps_its_heads(need_weights: bool, options: dict[
 def test_another_choice_is_refused() -> None:
     with pytest.raises(ConfigError, match="`heads` is 'whole' or 'inside', got 'half'"):
         prunella.prune(Attention(fused), tokens().float(), ratio=0.5, heads="half")
+
+
+class _Biased(nn.Module):
+    """Attention whose bias is copied as long as there are several heads."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+        self.table = nn.Parameter(torch.randn(6, 6, heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length = x.shape[:2]
+        q, k, v = self.qkv(x).view(n, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        bias = self.table.permute(2, 0, 1).unsqueeze(0).contiguous()
+        y = F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2)
+        return x + self.out(y.reshape(n, length, -1))
+
+
+def test_a_copy_that_pruning_makes_needless_does_not_hide_the_scale() -> None:
+    model = ready(nn.Sequential(nn.Linear(5, 8), _Biased(1), _Biased(2), nn.Linear(8, 3)))
+    result = prunella.prune(model, tokens(), ratio=0.5)
+    assert result.model[2].heads == 1
+    assert result.model[1].qkv.out_features == 12
+    assert result.plan.factors

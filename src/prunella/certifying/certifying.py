@@ -161,9 +161,10 @@ def _kept(model: nn.Module, plan: Plan, inputs: Inputs, groups: Groups | None) -
 
 def _compare(case: _Case) -> Certificate:
     run = _masked_run(case)
-    found = [_error_on(case, run, case.inputs, perturbed=False)]
+    error, allowed = _error_on(case, run, case.inputs, perturbed=False)
+    found = [(error, allowed)]
     example = case.kept.flow.groups.graph.example if case.kept else case.plan.example
-    if example is not None:
+    if example is not None and error <= allowed:
         inputs = make(example, 1, device_of(case.model))
         found.append(_error_on(case, run, inputs, perturbed=True))
     error, allowed = max(found, key=lambda pair: pair[0] / pair[1])
@@ -205,7 +206,7 @@ def _allowed(
     layer and not at the input alone; never more than `_MOST`, far below what a wrong channel does.
     """
     limit = _TOLERANCES[case.dtype]
-    if error <= limit or case.dtype != torch.float64:
+    if not limit < error <= _MOST or case.dtype != torch.float64:
         return limit
     given = _cast(inputs, case.dtype)
     moved = [

@@ -13,7 +13,7 @@ Such a temperature is for finetuning or a repair to find, with data; cutting doe
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -68,11 +68,12 @@ def keep_scales(
         return replace(plan, factors={})
     plan = replace(plan, attributes=_with_roots(model, plan, products, sizes))
     try:
-        again = trace(shrink(plan), *inputs).nodes
+        again = _computing(trace(shrink(plan), *inputs).nodes)
     except TraceError:  # the proof decides
         return replace(plan, factors={})
-    if [node.op for node in again] == [node.op for node in graph.nodes]:
-        factors.settle(products, {a.name: b for a, b in zip(graph.nodes, again, strict=True)})
+    before = _computing(graph.nodes)
+    if [node.op for node in again] == [node.op for node in before]:
+        factors.settle(products, {a.name: b for a, b in zip(before, again, strict=True)})
     return replace(
         plan,
         factors={
@@ -84,6 +85,12 @@ def keep_scales(
     )
 
 
+def _computing(nodes: Sequence[Node]) -> list[Node]:
+    """Leave out copies: code that asks for one gets none where the memory is right already."""
+    return [node for node in nodes if node.op not in _COPIES]
+
+
+_COPIES = ("aten.contiguous.default", "aten.clone.default")
 _ROOTS = ("scal", "factor", "norm", "sqrt", "temp")  # and not a dropout of 0.1 beside heads of 100
 
 
@@ -168,10 +175,10 @@ class _Factors:
 
         Args:
             products: The products that lose positions they sum over.
-            again: Every node as the pruned model calls it.
+            again: Every node that is no copy, as the pruned model calls it.
         """
         shapes = {name: value.shape for name, value in self.graph.values.items()}
-        for node in self.graph.nodes:
+        for node in _computing(self.graph.nodes):
             change = scaling.multiplier(node) / scaling.multiplier(again[node.name])
             change *= scaling.scale_of(node, shapes)
             change /= scaling.scale_of(replace(again[node.name], args=node.args), self.sizes.shapes)
