@@ -39,13 +39,14 @@ from tests.attention import (
     projected,
     ready,
     rotary,
+    shaped,
     shifted,
     tokens,
     turned,
 )
 
 EXACT = [fused, by_hand, by_einsum, by_batches, biased, gated, cosine, rotary, shifted, projected,
-         pooled, placed]  # fmt: skip
+         pooled, placed, shaped]  # fmt: skip
 OTHERS = [across, linear, normed]  # masking alone is not what they compute: see the certificate
 WHOLE = HEADS * SIZE
 

@@ -25,7 +25,7 @@ from prunella.errors import TraceError
 from prunella.graph import Graph, Node, Ref, refs
 from prunella.model.examples import Arguments
 from prunella.plan import Axis, Groups, Plan
-from prunella.rules import scaling
+from prunella.rules import RULES, creation, scaling
 from prunella.tracing import trace
 
 Product = tuple[Node, tuple[Ref, Ref]]
@@ -83,6 +83,14 @@ def keep_scales(
             for axis, found in factors.by_axis.items()
         },
     )
+
+
+def _asks_only_its_shape(node: Node, name: str) -> bool:
+    """Say whether a node uses a tensor for nothing but its size and kind (`k.expand_as(q)`)."""
+    if getattr(RULES.get(node.op), "__module__", "") == creation.__name__:
+        return True
+    first = next(iter(refs(node.args)), None)
+    return node.op.split(".")[1].endswith("_as") and first is not None and first.name != name
 
 
 def _computing(nodes: Sequence[Node]) -> list[Node]:
@@ -156,7 +164,7 @@ class _Factors:
         while left:
             name = left.pop()
             for user in self.users.get(name, []):
-                if user.name in allowed:
+                if user.name in allowed or _asks_only_its_shape(user, name):
                     continue
                 ways = scaling.through(user) or []
                 if not any(name == ref.name for together in ways for ref in together):
