@@ -8,11 +8,10 @@ from pathlib import Path
 from benchmarks import record, speed
 from benchmarks.record import Row
 from benchmarks.speed.case import LATENCY, MACS, NETWORKS, Setting
-from benchmarks.speed.page import page
+from benchmarks.speed.page import PACKAGES, page
 from prunella.latency import PLANS
 from prunella.runtimes import Runtime
 
-PACKAGES = ("prunella", "torch", "torchvision", "onnxruntime", "openvino")
 KEY = ("network", "runtime", "threads", "batch", "asked")
 
 

@@ -3,8 +3,11 @@
 from collections.abc import Iterable
 from statistics import median
 
+from benchmarks import record, speed
 from benchmarks.record import Row
 from benchmarks.speed.case import LATENCY, MACS
+
+PACKAGES = ("prunella", "torch", "torchvision", "onnxruntime", "openvino")
 
 _NEAR = 0.95  # of the speed-up that was asked
 
@@ -12,7 +15,17 @@ _NEAR = 0.95  # of the speed-up that was asked
 def page(rows: list[Row]) -> str:
     """Write all rows."""
     good = [row for row in rows if "failure" not in row]
-    lines = ["# Real speed: asked and got", "", *_together(good), "", *_table(good)]
+    lines = [
+        "# Real speed: asked and got",
+        "",
+        f"`python -m benchmarks.speed asked` with {', '.join(record.versions(PACKAGES))}.",
+        "",
+        (speed.__doc__ or "").partition("asked\n\n")[2].strip(),
+        "",
+        *_together(good),
+        "",
+        *_table(good),
+    ]
     failed = [row for row in rows if "failure" in row]
     if failed:
         lines += ["", "## Failed", ""]
