@@ -1,15 +1,13 @@
 """The result: one network after the other, as JSON and as a page."""
 
 import json
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
 
-from benchmarks import analysis_cost
+from benchmarks import analysis_cost, record
 from prunella.sensitivity.settling import LEAST, WITHIN
 
 PACKAGES = ("torch", "timm")
@@ -22,8 +20,10 @@ HEAD = (
 def write(found: dict[str, Any], out: Path) -> None:
     """Write both files, each put in place in one step."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    record = json.dumps({"versions": _versions(), "networks": found}, indent=1) + "\n"
-    for suffix, text in ((".json", record), (".md", page(found))):
+    written = (
+        json.dumps({"versions": record.versions(PACKAGES), "networks": found}, indent=1) + "\n"
+    )
+    for suffix, text in ((".json", written), (".md", page(found))):
         fresh = out.with_suffix(suffix + ".new")
         fresh.write_text(text)
         fresh.replace(out.with_suffix(suffix))
@@ -41,7 +41,7 @@ def page(found: dict[str, Any]) -> str:
     lines = [
         "# What the analysis costs",
         "",
-        f"`python -m benchmarks.analysis_cost` with {', '.join(_versions())}.",
+        f"`python -m benchmarks.analysis_cost` with {', '.join(record.versions(PACKAGES))}.",
         "",
         "Protocol" + (analysis_cost.__doc__ or "").partition("Protocol")[2].rstrip(),
     ]
@@ -118,11 +118,4 @@ def _early(rows: dict[str, Any]) -> list[str]:
         "",
         f"*early stop* took {row['samples']:.0%} of the samples. {missed:.1%} of its values are "
         f"*off*; the largest difference is {off.max():.3f}, the mean {off.mean():.4f}.",
-    ]
-
-
-def _versions() -> list[str]:
-    return [
-        f"Python {platform.python_version()}",
-        *(f"{name} {version(name)}" for name in PACKAGES),
     ]
