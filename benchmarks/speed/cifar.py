@@ -9,6 +9,8 @@ Protocol:
 - *MACs*: Prunella, a budget on MACs.
 - *latency*: Prunella, a budget of the time that the MACs plan takes, as measured: what is worth
   more at equal time?
+- *finetuned*: accuracy of these two after 5 epochs of the training that `benchmarks.accuracy short`
+  gives every method, distilled.
 - *both*: Prunella, the budget on MACs and 1/1.2 of the time that Torch-Pruning's network takes.
 - *Torch-Pruning* 1.6.1: its recipe's setting (group L2, global), on all channels and inside
   blocks alone, to the same budget on MACs.
@@ -28,7 +30,8 @@ from torch import Tensor, nn
 import prunella
 from benchmarks import record
 from benchmarks.accuracy import peer
-from benchmarks.accuracy.case import Case, accuracy, case, joined, problem
+from benchmarks.accuracy.case import Case, Method, accuracy, case, joined, problem
+from benchmarks.accuracy.training import EPOCHS, Training, trained
 from benchmarks.record import Row
 from prunella.calibration import Calibration, calibration
 from prunella.costs.latency import compare, speedup
@@ -41,6 +44,7 @@ PACKAGES = ("prunella", "torch", "onnxruntime", "torch-pruning")
 NETWORK, IMAGES = "ResNet-56", 2048
 SECONDS = 15.0
 FASTER = 1.2
+MACS, LATENCY = COMPARED = ("MACs", "latency")
 PEERS = ("group L2, global, all", "group L2, global, inside")
 
 
@@ -115,17 +119,24 @@ class Trial:
                 one.close()
         return {name: speedup(found["dense"], found[name]).ratio for name in models}
 
-    def rows(self, removed: int) -> Iterator[Row]:
+    def finetuned(self, name: str, model: nn.Module, removed: int, epochs: int) -> float:
+        """Train for a few epochs, and return the accuracy."""
+        named = f"{self.runtime}, batch {self.batch}, {name}"
+        way = Method("speed", named, lambda _: iter(()), training=Training(epochs, distilled=True))
+        found, _ = trained(self.case, model, way, removed)
+        return accuracy(found, *self.test)
+
+    def rows(self, removed: int, epochs: int) -> Iterator[Row]:
         """Prune to a budget in every way."""
         share = self.case.share(removed)
-        models = {"MACs": self.prune(macs=share)}
+        models = {MACS: self.prune(macs=share)}
         alone = replace(self.case, budgets=(removed,))
         ways = {method.setting: method for method in peer.methods()}
         for name in PEERS:
             models[f"{peer.TOOL}: {name}"] = next(iter(ways[name].run(alone)))[1]
         first = self.times(models)
         quickest = max(first[name] for name in models if name.startswith(peer.TOOL))
-        models["latency"] = self.prune(latency=1 / first["MACs"])
+        models[LATENCY] = self.prune(latency=1 / first[MACS])
         try:
             models["both"] = self.prune(macs=share, latency=1 / (quickest * FASTER))
         except prunella.PrunellaError as error:
@@ -133,7 +144,7 @@ class Trial:
         faster = self.times(models)
         dense = prunella.count_macs(self.case.dense, self.case.example)
         for name, model in models.items():
-            yield {
+            row: Row = {
                 "network": NETWORK,
                 "batch": self.batch,
                 "runtime": str(self.runtime),
@@ -143,6 +154,9 @@ class Trial:
                 "faster": round(faster[name], 3),
                 "accuracy": accuracy(model, *self.test),
             }
+            if epochs and name in COMPARED:
+                row |= {"epochs": epochs, "finetuned": self.finetuned(name, model, removed, epochs)}
+            yield row
 
 
 def page(rows: list[Row]) -> str:
@@ -154,12 +168,14 @@ def page(rows: list[Row]) -> str:
         "",
         "Protocol:" + (__doc__ or "").partition("Protocol:")[2].rstrip(),
         "",
-        "| network | runtime | batch | MACs to remove | plan | MACs left | faster | accuracy |",
-        "| --- | --- | --: | --: | --- | --: | --: | --: |",
+        "| network | runtime | batch | MACs to remove | plan | MACs left | faster | accuracy | "
+        "finetuned |",
+        "| --- | --- | --: | --: | --- | --: | --: | --: | --: |",
     ]
     lines += [
         f"| {r['network']} | {r['runtime']} | {r['batch']} | {r['removed']}% | {r['plan']} | "
-        f"{r['macs']:.1%} | {r['faster']:.2f}x | {r['accuracy']:.2f} |"
+        f"{r['macs']:.1%} | {r['faster']:.2f}x | {r['accuracy']:.2f} | "
+        + (f"{r['finetuned']:.2f} |" if "finetuned" in r else "|")
         for r in rows
     ]
     return "\n".join(lines) + "\n"
@@ -176,6 +192,7 @@ def main() -> int:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=EPOCHS[NETWORK], help="0: no finetuning")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed-cifar"))
     parser.add_argument("--resume", action="store_true", help="keep the rows that are there")
     options = parser.parse_args()
@@ -187,7 +204,7 @@ def main() -> int:
         for removed in options.removed:
             if any(row["batch"] == batch and row["removed"] == removed for row in rows):
                 continue
-            for row in trial.rows(removed):
+            for row in trial.rows(removed, options.epochs):
                 rows.append(row)
                 print(row, flush=True)
             record.write(rows, options.out, PACKAGES, page)

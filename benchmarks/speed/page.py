@@ -24,6 +24,8 @@ def page(rows: list[Row]) -> str:
         "",
         *_together(good),
         "",
+        *_by_network(good),
+        "",
         *_table(good),
     ]
     failed = [row for row in rows if "failure" in row]
@@ -51,6 +53,20 @@ def _together(rows: list[Row]) -> Iterable[str]:
                 f"- Measured speed-up over the reduction of MACs, budget on {budget}: "
                 f"{median(shares):.2f} in the median, {min(shares):.2f} at least."
             )
+
+
+def _by_network(rows: list[Row]) -> Iterable[str]:
+    """Show the share of the ideal that each budget reaches, in the median over settings."""
+    yield "| network | settings | got / MACs, budget on MACs | got / MACs, budget on latency |"
+    yield "|---|--:|--:|--:|"
+    for network in dict.fromkeys(row["network"] for row in rows):
+        mine = [row for row in rows if row["network"] == network]
+        shares = {
+            budget: [row["ideal"] for row in mine if row["budget"] == budget]
+            for budget in (MACS, LATENCY)
+        }
+        cells = [f"{median(found):.2f}" if found else "" for found in shares.values()]
+        yield f"| {network} | {len(shares[LATENCY])} | {' | '.join(cells)} |"
 
 
 def _table(rows: list[Row]) -> Iterable[str]:
