@@ -8,10 +8,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import prunella
+from prunella.costs.timed import LatencyModel, Part, Region, digest_of
+from prunella.costs.widths import Step, widths
 from prunella.errors import BudgetError, CertificateError, ConfigError
 from prunella.onnxfiles import pruning
 from prunella.onnxfiles.operators import OPERATORS
 from prunella.plan import Plan
+from prunella.pruning import timing
 from tests.onnx_models import convs, model, run, saved, weights
 
 IMAGES = np.random.default_rng(1).standard_normal((24, 3, 12, 12)).astype(np.float32)
@@ -425,3 +428,37 @@ def test_a_wrong_file_is_not_passed_on(spoil, message, tmp_path, monkeypatch):
     monkeypatch.setattr(pruning, "write", spoiled)
     with pytest.raises(CertificateError, match=message):
         prunella.prune_onnx(path, tmp_path / "small.onnx", ratio=0.5)
+
+
+def test_a_budget_on_time(tmp_path, monkeypatch):
+    asked = []
+
+    def profiled(network, inputs, groups, runtime, **_):  # a file so small takes no time to measure
+        asked.append(str(runtime))
+        parts = [Part(0.1, (index,), (Step(),)) for index in range(len(widths(groups)))]
+        known = str(runtime), digest_of(groups), (Region("all", "", tuple(parts)),)
+        return LatencyModel(*known, 1.0, 16, 0.0, 0.0)
+
+    monkeypatch.setattr(timing, "profile", profiled)
+    monkeypatch.setattr(timing, "meet", partial(timing.meet, seconds=0.3))
+    monkeypatch.setattr(pruning, "SECONDS", 0.5)
+    path = saved(convs(), tmp_path)
+    runtime = "onnxruntime:threads=1"
+    made = prunella.prune_onnx(path, tmp_path / "small.onnx", latency=0.8, runtime=runtime)
+    assert asked == [runtime]
+    assert made.plan.after.latency < made.plan.before.latency
+    assert made.times.runtime == runtime
+    assert len(made.times.original.samples_ms) == len(made.times.written.samples_ms) >= 7
+    (found,), (wanted,) = (
+        run(p, image=IMAGES)
+        for p in (made.path, masked_by_hand(path, made.plan, tmp_path / "masked.onnx"))
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_files_are_timed_only_where_files_run(tmp_path):
+    path = saved(convs(), tmp_path)
+    with pytest.raises(ConfigError, match="`torch` runs no ONNX file"):
+        prunella.prune_onnx(path, tmp_path / "small.onnx", latency=0.8, runtime="torch")
+    made = prunella.prune_onnx(path, tmp_path / "small.onnx", macs=0.8)
+    assert made.times is None

@@ -10,11 +10,11 @@ from prunella.errors import ConfigError
 
 HELP = (
     "With an ONNX file no task is needed: prunella prune model.onnx --calibration data.npz --macs "
-    "50% --output pruned.onnx. It takes --params, --weight-bytes, --activation-bytes, --ratio, "
-    "--shape NAME=1x3x224x224, --criterion, --multiple-of, --exclude NODE, --candidates and --seed "
-    "as well; see the guide on ONNX files."
+    "50% --output pruned.onnx. It takes --params, --weight-bytes, --activation-bytes, --latency, "
+    "--runtime onnxruntime:threads=1, --ratio, --shape NAME=1x3x224x224, --criterion, "
+    "--multiple-of, --exclude NODE, --candidates and --seed as well; see the guide on ONNX files."
 )
-_BUDGETS = ("macs", "params", "weight_bytes", "activation_bytes")
+_BUDGETS = ("macs", "params", "weight_bytes", "activation_bytes", "latency")
 
 
 def meant(words: Sequence[str]) -> bool:
@@ -47,6 +47,7 @@ def parsed(words: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--output", "-o", type=Path, default=Path("pruned.onnx"))
     for budget in _BUDGETS:
         parser.add_argument(f"--{budget.replace('_', '-')}", dest=budget)
+    parser.add_argument("--runtime", default="onnxruntime")
     parser.add_argument("--ratio", type=float)
     parser.add_argument("--shape", dest="shapes", action="append", default=[])
     parser.add_argument("--criterion")
@@ -93,6 +94,8 @@ def prune(words: Sequence[str], given: dict[str, Any], *, quiet: bool, dry_run: 
             f"on the calibration data outputs moved by {result.moved:.1%} of their own size; "
             "measure what matters to you on data of your own"
         )
+    if result.times is not None:
+        speaking.say(f"one sample: {result.times}")
     speaking.say(f"wrote {result.path} and {result.plan_path}")
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from prunella.onnxfiles.pruning import OnnxResult
+    from prunella.runtimes import Runtime
 
 __all__ = ["prune_onnx"]
 
@@ -20,6 +21,8 @@ def prune_onnx(
     calibration: "str | Path | Mapping[str, np.ndarray] | None" = None,
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    latency: float | str | None = None,
+    runtime: "Runtime | str | None" = None,
     **options: Any,
 ) -> "OnnxResult":
     """Prune an ONNX file, and write the smaller one beside its plan.
@@ -39,6 +42,10 @@ def prune_onnx(
             weights alone decide.
         shapes: Shapes of inputs by name, where the graph leaves sizes open that are not the batch
             and there are no calibration data.
+        latency: Budget: time of one sample on `runtime`, a share of the original's or a time
+            ("8ms"). Networks of many widths are timed first, which takes minutes and is kept.
+        runtime: "onnxruntime" (the one for `latency` if none is named) or "openvino", with options:
+            "onnxruntime:threads=1". Where one is named, both files are timed there side by side.
         **options: As for `prunella.prune`: a budget (`macs=0.5`, `params=`, `weight_bytes=`,
             `activation_bytes=`) or a `ratio`, `criterion`, `multiple_of`, `exclude` (names of
             nodes), `repair`, `candidates`, `seed`, `progress`.
@@ -58,4 +65,6 @@ def prune_onnx(
         ) from error
     from prunella.onnxfiles.pruning import prune_file
 
-    return prune_file(path, output, calibration, shapes=shapes, **options)
+    return prune_file(
+        path, output, calibration, shapes=shapes, latency=latency, runtime=runtime, **options
+    )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prunella.calibration import Calibration
 from prunella.certifying import Certificate
+from prunella.costs.latency import Latency, Speedup, compare, speedup
 from prunella.errors import ConfigError
 from prunella.onnxfiles import checking
 from prunella.onnxfiles.folding import fold
@@ -21,10 +22,35 @@ from prunella.onnxfiles.writing import write
 from prunella.plan import Plan
 from prunella.pruning import prune
 from prunella.pruning.pruning import PruneResult
+from prunella.runtimes import Runtime, prepare_onnx
 
 log = logging.getLogger("prunella")
 
 Data = str | Path | Mapping[str, np.ndarray]
+
+SECONDS = 4.0
+"""For timing the two files side by side."""
+
+
+@dataclass(frozen=True)
+class FileTimes:
+    """How long the original and the written file take, side by side on one sample.
+
+    Attributes:
+        runtime: Where, as `Runtime` writes itself.
+        original: The runs of the original file.
+        written: The runs of the pruned one, between those.
+        speedup: By their runs side by side.
+    """
+
+    runtime: str
+    original: Latency
+    written: Latency
+    speedup: Speedup
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        return f"{self.original} -> {self.written}, {self.speedup} ({self.runtime})"
 
 
 @dataclass(frozen=True)
@@ -43,6 +69,7 @@ class OnnxResult:
         left_out: Nodes that were not looked at, as nothing can run them or their results have no
             fixed shape. What they read was left as it is.
         summary: A table to print.
+        times: How long both files take; None where no runtime was named or nothing was written.
     """
 
     path: Path | None
@@ -54,6 +81,7 @@ class OnnxResult:
     moved: float | None
     left_out: tuple[str, ...]
     summary: str
+    times: FileTimes | None = None
 
 
 def prune_file(
@@ -62,9 +90,16 @@ def prune_file(
     calibration: Data | None = None,
     *,
     shapes: Shapes | None = None,
+    latency: float | str | None = None,
+    runtime: Runtime | str | None = None,
     **options: Any,
 ) -> OnnxResult:
     """Prune an ONNX file; see `prunella.prune_onnx`."""
+    if runtime is None and latency is not None:
+        runtime = "onnxruntime"
+    place = None if runtime is None else _runs_files(Runtime.of(runtime))
+    if latency is not None:
+        options |= {"latency": latency, "runtime": place}
     path = Path(path)
     if output is not None and Path(output).resolve() == path.resolve():
         raise ConfigError(f"`{output}` is the file that is pruned. Name another one to write")
@@ -81,7 +116,7 @@ def prune_file(
     pruned = found.model
     assert isinstance(pruned, OnnxNetwork), "the class comes back"
     made: tuple[Path | None, Path | None] = (None, None)
-    parity = moved = None
+    parity = moved = times = None
     if output is not None:
         made = (Path(output), Path(output).with_suffix(".plan.json"))
         write(file, network, pruned, given, Path(output))
@@ -89,6 +124,8 @@ def prune_file(
         if batches is not None:
             moved = checking.moved(network, path, Path(output), batches)
         Path(output).with_suffix(".plan.json").write_text(found.plan.to_json(), encoding="utf-8")
+        if place is not None:
+            times = _timed(path, Path(output), asked, inputs, place)
     return OnnxResult(
         *made,
         found.plan,
@@ -98,7 +135,35 @@ def prune_file(
         moved,
         network.tail,
         _told(network, found),
+        times,
     )
+
+
+def _runs_files(runtime: Runtime) -> Runtime:
+    if runtime.name.startswith("torch"):
+        raise ConfigError(
+            f"the runtime `{runtime}` runs no ONNX file. Use `onnxruntime` or `openvino`, e.g. "
+            "`onnxruntime:threads=1`"
+        )
+    return runtime
+
+
+def _timed(
+    original: Path,
+    written: Path,
+    asked: list[Entry],
+    inputs: tuple[Tensor, ...],
+    runtime: Runtime,
+) -> FileTimes:
+    """Time both files, whole: what was left out of the network is run here too."""
+    feeds = {entry.name: x.numpy() for entry, x in zip(asked, inputs, strict=True)}
+    with (
+        prepare_onnx(original, feeds, runtime) as before,
+        prepare_onnx(written, feeds, runtime) as after,
+    ):
+        times = compare({"original": before, "written": after}, seconds=SECONDS)
+    found = speedup(times["original"], times["written"])
+    return FileTimes(str(runtime), times["original"], times["written"], found)
 
 
 def _readable(
