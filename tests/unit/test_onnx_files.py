@@ -1,6 +1,7 @@
 """An ONNX file goes in, a smaller one that computes what the masked one does comes out."""
 
 import json
+from functools import partial
 
 import numpy as np
 import onnx
