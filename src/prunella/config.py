@@ -68,15 +68,26 @@ class BudgetSection(_Section):
     """Bytes of parameters and buffers that may remain: a share (0.5 or "50%") or a count."""
     activation_bytes: Bound = None
     """Bytes of activations at the worst moment of one sample's forward pass, likewise."""
+    latency: Bound = None
+    """Time of one forward of the example inputs on `runtime`: a share (0.5 or "50%") or a time with
+    its unit ("8ms"). It is measured, and the final model is timed."""
+    runtime: str | None = None
+    """Where that time is: "torch", "torch-compile", "onnxruntime" or "openvino", with options as in
+    "onnxruntime:threads=1"; unset: torch, eager, as the run itself; threads unset: the run's."""
+
+    @property
+    def bounds(self) -> dict[str, Any]:
+        """The bounds by name, None where there is none."""
+        return self.model_dump(exclude={"runtime"})
 
     @property
     def asked(self) -> bool:
         """Whether there is any bound."""
-        return any(bound is not None for bound in self.model_dump().values())
+        return any(bound is not None for bound in self.bounds.values())
 
     @model_validator(mode="after")
     def _check(self) -> "BudgetSection":
-        for name, value in self.model_dump().items():
+        for name, value in self.model_dump(exclude={"latency", "runtime"}).items():
             if isinstance(value, float) and value > 1 and not value.is_integer():
                 raise ValueError(
                     f"{name} is a share of the dense model in (0, 1] (0.5 or '50%') or a count, "
@@ -84,13 +95,25 @@ class BudgetSection(_Section):
                 )
         if self.asked:
             self.to_budget()
+        if self.runtime is not None:
+            self._check_runtime()
         return self
+
+    def _check_runtime(self) -> None:
+        from prunella.runtimes import Runtime
+
+        Runtime.of(self.runtime or "")
+        if self.latency is None:
+            raise ValueError(
+                f"`runtime` ({self.runtime}) is where a budget on time is measured, and there is "
+                "none: give `latency` too (0.5, or '8ms'), or leave out `runtime`"
+            )
 
     def to_budget(self) -> "Budget":
         """Give the budget; its constructor has the rules."""
         from prunella.plan import Budget
 
-        return Budget(**self.model_dump())
+        return Budget(**self.bounds)
 
 
 class AnalyzeSection(_Section):

@@ -11,6 +11,8 @@ from prunella.errors import WorkspaceError
 
 SCHEMA = 1
 
+Outcome = Literal["done", "floor", "missed", "partial"]
+
 
 @dataclass(frozen=True, slots=True)
 class LatencyRecord:
@@ -20,6 +22,25 @@ class LatencyRecord:
     p10_ms: float
     p90_ms: float
     runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyBudgetRecord:
+    """A budget on time: what was asked, what was predicted of the model, what it got.
+
+    `asked` is as the user wrote it, `limit_ms` what that is on `runtime`. `got_ms` is told by runs
+    beside the dense model's, so it is what the model takes on a quiet machine. `kept` is false
+    where the limit is exceeded by more than the noise. `error` is the median error of predictions
+    of networks that the latency model had not seen.
+    """
+
+    runtime: str
+    asked: float | str
+    limit_ms: float
+    predicted_ms: float
+    got_ms: float
+    kept: bool
+    error: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +115,10 @@ class AttemptRecord:
     """One try at a round: prune to `target`, then finetune.
 
     `target` maps "macs" and "params" to the share of the dense model that may remain; `macs` and
-    `params` are what did remain. `pruned_metric` is before finetuning, `metric` after it (None
-    until then), both on the valid split. `reason` says why the attempt was (not) accepted.
+    `params` are what did remain. `latency` is the milliseconds predicted where a budget is on time,
+    `timed` what the stopwatch said if it was asked. `pruned_metric` is before finetuning, `metric`
+    after it (None until then), both on the valid split. `reason` says why the attempt was (not)
+    accepted.
     """
 
     number: int
@@ -109,6 +132,8 @@ class AttemptRecord:
     accepted: bool = False
     reason: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
+    latency: float | None = None
+    timed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +163,9 @@ class RunRecord:
     """One whole run.
 
     `floor` is the worst metric on the valid split the user accepts (None: any). `outcome` is
-    "done" (the budget is met), "floor" (stopped at the best model that met the floor), or
-    "partial" (a run still under way, or verbs called by hand). `stages` is seconds per stage;
+    "done" (the budget is met), "floor" (stopped at the best model that met the floor),
+    "missed" (the stopwatch says that a budget on time is not kept), or "partial" (a run still under
+    way, or verbs called by hand). `stages` is seconds per stage;
     `epochs` counts all finetuning epochs of all experiments, discarded ones included. `command`
     repeats the run; `plan` is the path of the final plan relative to the work folder.
     """
@@ -147,7 +173,7 @@ class RunRecord:
     task: str
     metric: str
     higher_is_better: bool
-    outcome: Literal["done", "floor", "partial"]
+    outcome: Outcome
     config: Mapping[str, Mapping[str, Any]]
     command: str
     created: str
@@ -166,6 +192,7 @@ class RunRecord:
     environment: Mapping[str, str]
     notes: tuple[str, ...] = ()
     plan: str = "final/plan.json"
+    latency_budget: LatencyBudgetRecord | None = None
     schema: int = SCHEMA
 
     def to_data(self) -> dict[str, Any]:

@@ -49,6 +49,9 @@ def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
         ("prune.exclude", '["a", "b"]', ("a", "b")),
         ("budget.macs", "50%", "50%"),
         ("budget.params", "20000000", 20_000_000),
+        ("budget.latency", "0.5", 0.5),
+        ("budget.latency", "8ms", "8ms"),
+        ("budget.latency", "50%", "50%"),
     ],
 )
 def test_values_as_typed_on_a_command_line(key: str, text: str, value: object) -> None:
@@ -62,6 +65,11 @@ def test_values_as_typed_on_a_command_line(key: str, text: str, value: object) -
         ("budget.mac", "0.5", "there is no setting `budget.mac`. Did you mean `budget.macs`?"),
         ("buget.macs", "0.5", "there is no setting `buget`. Did you mean `budget`?"),
         ("budget.macs", "-1", "`budget`: macs is a share of the dense model"),
+        ("budget.latency", "8", "a time with its unit ('8ms', '0.2 s'), got 8"),
+        ("budget.latency", "1.5", "latency is a share of the dense model's in (0, 1]"),
+        ("budget.runtime", "torch", "there is none: give `latency` too"),
+        ("budget.runtime", "onnx", "no runtime `onnx`; did you mean `onnxruntime`?"),
+        ("budget.runtime", "torch:cores=2", "`cores=2` in the runtime `torch:cores=2`"),
         ("finetune.epochs", "0", "`finetune.epochs`: input should be greater than or equal to 1"),
         ("finetune.epochs", "many", "got 'many'"),
         ("finetune.lr", "[0.1, 0]", "learning rates are greater than 0"),

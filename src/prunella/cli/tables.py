@@ -45,15 +45,20 @@ def frozen(record: RunRecord) -> Table:
 
 def forecasts(found: Suggestion) -> Table:
     """List budgets and what they are predicted to cost."""
-    table = _table("budget", "MACs left", "params left", f"{found.metric}, predicted", "delta", "")
+    timed = any(row.latency is not None for row in found.rows)
+    time = ["latency, predicted"] if timed else []
+    predicted = f"{found.metric}, predicted"
+    table = _table("budget", "MACs left", "params left", *time, predicted, "delta", "")
     table.columns[-1].justify = "left"
-    table.add_row("none", "100.0%", "100.0%", measure(found.baseline), "", "dense, measured")
+    whole = ["100.0%"] * (3 if timed else 2)
+    table.add_row("none", *whole, measure(found.baseline), "", "dense, measured")
     for row in found.rows:
         marks = [*(["knee"] if row.knee else []), *(["your budget"] if row.asked else [])]
         table.add_row(
             ", ".join(f"{name} {percent(share)}" for name, share in row.budget.items()),
-            percent(row.macs),
-            percent(row.params),
+            percent(row.left["macs"]),
+            percent(row.left["params"]),
+            *([f"{measure(row.latency)} ms, {percent(row.left['latency'])}"] if timed else []),
             measure(row.metric),
             signed(row.metric - found.baseline),
             ", ".join(marks),

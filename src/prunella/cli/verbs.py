@@ -15,7 +15,7 @@ from prunella.errors import ConfigError, WorkspaceError
 if TYPE_CHECKING:  # it brings torch along, which `prunella --help` need not wait for
     from prunella.pipeline import Suggestion
 
-FLOOR = 1
+SHORT = 1
 INTERRUPTED = 130
 
 
@@ -43,6 +43,7 @@ def _task(name: str) -> Callable[[Config, str, bool], None]:
         from prunella import pipeline
         from prunella.cli import tables
         from prunella.progress import rich_progress, silent
+        from prunella.report.wording import held
 
         progress = silent if quiet else rich_progress
         result = getattr(pipeline, name)(config, progress, typed=typed)
@@ -51,13 +52,15 @@ def _task(name: str) -> Callable[[Config, str, bool], None]:
         speaking.console().print(tables.summary(result.record))
         if result.record.latency_text and result.record.compressed is not None:
             speaking.say(f"latency: {result.record.latency_text}")
+        if result.record.latency_budget is not None:
+            speaking.say(f"budget on latency: {held(result.record.latency_budget)}")
         if result.record.epochs:
             speaking.say(f"finetuning took {result.record.epochs} epochs in all")
         speaking.say(result.text)
         if result.next:
             speaking.say(f"next: {result.next}")
-        if result.record.outcome == "floor":
-            raise typer.Exit(FLOOR)
+        if result.record.outcome in ("floor", "missed"):
+            raise typer.Exit(SHORT)
 
     return act
 

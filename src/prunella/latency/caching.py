@@ -34,14 +34,7 @@ def measurements(groups: Groups, runtime: Runtime, seed: int, folder: Path | Non
     Raises:
         WorkspaceError: The folder cannot be written to.
     """
-    key = {
-        "schema": _SCHEMA,
-        "network": digest_of(groups),
-        "runtime": str(runtime),
-        "version": _version(_LIBRARY.get(runtime.name, runtime.name)),
-        "machine": machine(),
-        "seed": str(seed),
-    }
+    key = {**key_of(groups, runtime), "seed": str(seed)}
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     where = folder or cache_folder() / "latency"
     path = where / f"{name}.jsonl"
@@ -58,6 +51,17 @@ def measurements(groups: Groups, runtime: Runtime, seed: int, folder: Path | Non
         log.warning("measurements are begun anew: %s", damage)
         path.unlink()
         return Journal(path, key)
+
+
+def key_of(groups: Groups, runtime: Runtime) -> dict[str, str]:
+    """Name what measurements depend on: the network, the runtime, the machine."""
+    return {
+        "schema": _SCHEMA,
+        "network": digest_of(groups),
+        "runtime": str(runtime),
+        "version": _version(_LIBRARY.get(runtime.name, runtime.name)),
+        "machine": machine(),
+    }
 
 
 def cache_folder() -> Path:

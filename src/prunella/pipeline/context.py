@@ -23,11 +23,14 @@ from prunella.costs.predicted import predict
 from prunella.coupling import Exclude, couple
 from prunella.finetuning.feeding import Feed, own_randomness, seed_all
 from prunella.graph import Graph
+from prunella.latency import LatencyModel
 from prunella.model.structure import tensors
 from prunella.pipeline.peers import peers
+from prunella.pipeline.profiling import profiled
 from prunella.plan import Costs, Groups
 from prunella.progress import Progress, or_silent
 from prunella.pruning.probing import faithful
+from prunella.runtimes import Runtime
 from prunella.storing import load as load_pruned
 from prunella.tasks import Split, Task
 from prunella.tracing import trace
@@ -105,6 +108,27 @@ class Context:
             return costs
         return dataclasses.replace(
             costs, activation_bytes=count_activation_bytes(self.dense, self.example)
+        )
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        """Where time is measured: torch, eager, on the run's device, unless a budget names it."""
+        asked = Runtime.of(self.config.budget.runtime or f"torch:device={self.device}")
+        return dataclasses.replace(asked, threads=asked.threads or self.config.run.threads)
+
+    @cached_property
+    def latency_model(self) -> LatencyModel | None:
+        """The dense model's time by its widths, measured once; None where no budget is on time."""
+        return None if self.config.budget.latency is None else profiled(self)
+
+    @cached_property
+    def priced(self) -> Costs:
+        """The costs, with the milliseconds that are predicted where a budget is on time."""
+        if self.latency_model is None:
+            return self.costs
+        whole = np.ones(self.groups.channels, dtype=bool)
+        return dataclasses.replace(
+            self.costs, latency=self.latency_model.predict(self.groups, whole)
         )
 
     @property

@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
@@ -9,13 +11,16 @@ import torch
 from torch import nn
 
 from prunella.costs import count_macs, count_params
-from prunella.costs.latency import compare, speedup
+from prunella.costs.latency import Latency, compare, speedup
 from prunella.errors import CertificateError
+from prunella.latency.meeting import judged
 from prunella.model.carrying import plan_of
 from prunella.model.structure import digest_of, tensors
 from prunella.pipeline.context import Context, data_digest, weights_digest
+from prunella.pipeline.remembering import Made, remembered
 from prunella.pipeline.slots import Slot
-from prunella.pipeline.stages import Made, kept_of, remembered
+from prunella.pipeline.stages import kept_of
+from prunella.runtimes import prepare
 from prunella.storing import save
 from prunella.transforming import transform_and_prove
 from prunella.workspace import Entry
@@ -86,28 +91,65 @@ def test(context: Context, final: Entry) -> Entry:
 
 
 def latency(context: Context, model: nn.Module | None) -> Entry:
-    """Measure the dense model and a pruned one side by side."""
+    """Measure the dense model and a pruned one side by side, in the runtime that a budget names."""
     models = {"baseline": context.dense}
     if model is not None:
         models["compressed"] = model
-    inputs = {
+    bound = context.config.budget.latency
+    inputs: dict[str, Any] = {
         "structure": {name: digest_of(found) for name, found in models.items()},
         "device": str(context.device),
         "threads": torch.get_num_threads(),
         "seconds": context.config.run.latency_seconds,
     }
+    if bound is not None:
+        inputs["budget"] = {"latency": bound, "runtime": str(context.runtime)}
 
     def make() -> Made:
-        found = compare(models, context.example, seconds=context.config.run.latency_seconds)
+        found = _timed(context, models)
         payload: dict[str, Any] = {
             name: {key: getattr(each, key) for key in ("median_ms", "p10_ms", "p90_ms", "runs")}
             for name, each in found.items()
         }
         if model is not None:
             payload["text"] = str(speedup(found["baseline"], found["compressed"]))
+            if (held := _held(context, model, found)) is not None:
+                payload["budget"] = held
         return payload, ()
 
     return remembered(context, "latency", inputs, make, quiet=True)
+
+
+def _timed(context: Context, models: Mapping[str, nn.Module]) -> dict[str, Latency]:
+    """Time models eager in torch, as they are, or in the runtime of the budget."""
+    seconds = context.config.run.latency_seconds
+    if context.config.budget.latency is None:
+        return compare(models, context.example, seconds=seconds)
+    with ExitStack() as stack:
+        ready = {
+            name: stack.enter_context(prepare(model, context.example, {}, context.runtime))
+            for name, model in models.items()
+        }
+        return compare(ready, seconds=seconds)
+
+
+def _held(
+    context: Context, model: nn.Module, times: Mapping[str, Latency]
+) -> dict[str, Any] | None:
+    """Hold what was measured against the budget on time; None where there is none."""
+    bound, known, plan = context.config.budget.latency, context.latency_model, plan_of(model)
+    if bound is None or known is None or plan is None or plan.after.latency is None:
+        return None
+    met = judged(times["baseline"], times["compressed"], bound, known, plan.after.latency)
+    return {
+        "runtime": met.runtime,
+        "asked": met.asked,
+        "limit_ms": met.limit,
+        "predicted_ms": met.predicted,
+        "got_ms": met.got,
+        "kept": not met.missed,
+        "error": met.error,
+    }
 
 
 @torch.no_grad()

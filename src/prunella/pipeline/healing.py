@@ -14,8 +14,9 @@ from prunella.experiments import Experiment, Space, search
 from prunella.finetuning import Recipe, cut_moments
 from prunella.finetuning.moments import read_moments, write_moments
 from prunella.pipeline.context import Context, own_chance, weights_digest
+from prunella.pipeline.remembering import Made, remembered
 from prunella.pipeline.slots import Slot
-from prunella.pipeline.stages import Made, Start, remembered, to_train, trained
+from prunella.pipeline.stages import Start, to_train, trained
 from prunella.plan import Plan
 from prunella.storing import save
 from prunella.workspace import Entry, digest_file

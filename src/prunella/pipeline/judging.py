@@ -2,8 +2,8 @@
 
 from prunella.errors import ConfigError
 from prunella.pipeline.context import Context
+from prunella.pipeline.remembering import Made, remembered
 from prunella.pipeline.slots import Slot
-from prunella.pipeline.stages import Made, remembered
 from prunella.workspace import Entry
 
 

@@ -4,13 +4,15 @@ import platform
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
+from prunella.pipeline.budgets import asked
 from prunella.pipeline.context import Context
 from prunella.pipeline.judging import floor_of
+from prunella.pipeline.profiling import PROFILE, needs_profile
 from prunella.pipeline.slots import Attempt, attempts
 from prunella.record import (
     AttemptRecord,
@@ -19,8 +21,10 @@ from prunella.record import (
     ExperimentRecord,
     FrozenRecord,
     GroupRecord,
+    LatencyBudgetRecord,
     LatencyRecord,
     ModelRecord,
+    Outcome,
     RoundRecord,
     RunRecord,
     SensitivityRecord,
@@ -28,18 +32,25 @@ from prunella.record import (
 from prunella.sensitivity import Sensitivity
 from prunella.workspace import Entry
 
-Outcome = Literal["done", "floor", "partial"]
+# Stages of the record by the names of their own records; rounds have theirs in folders.
+_STAGES = {
+    PROFILE: "profile",
+    "baseline": "baseline",
+    "sensitivity": "analyze",
+    "final": "transform",
+    "test": "test",
+}
 
 
 def assemble(context: Context, outcome: Outcome = "partial") -> RunRecord:
     """Read the work folder into a `RunRecord`."""
     space, task, config = context.space, context.task, context.config
-    read = {name: space.read(name) for name in ("baseline", "sensitivity", "test", "latency")}
+    read = {name: space.read(name) for name in (*_STAGES, "latency")}
     tries = list(attempts(space))
     current = _current(tries)
-    final = space.read("final")
+    final = read["final"]
     if final is not None and (current is None or final.inputs["from"] != current.slot.name):
-        final = None
+        final = read["final"] = None
     groups = _groups(final or (current.pruned if current else None), context)
     base = read["baseline"]
     return RunRecord(
@@ -53,7 +64,7 @@ def assemble(context: Context, outcome: Outcome = "partial") -> RunRecord:
         baseline=_dense(context, read),
         compressed=_compressed(current, final, read),
         floor=None if base is None else floor_of(context, base),
-        budget=_budget(context),
+        budget={} if needs_profile(context) else asked(context),
         sensitivity=_sensitivity(read["sensitivity"]),
         rounds=_rounds(tries),
         groups=groups,
@@ -64,9 +75,10 @@ def assemble(context: Context, outcome: Outcome = "partial") -> RunRecord:
         certificate=_certificate(final or (current.pruned if current else None)),
         latency_text="" if read["latency"] is None else read["latency"].payload.get("text", ""),
         epochs=sum(int(a.tuned.payload["epochs"]) for a in tries if a.tuned is not None),
-        stages=_seconds(tries, {**read, "final": final}),
+        stages=_seconds(tries, read),
         environment=environment(context),
         notes=tuple(context.notes),
+        latency_budget=_latency_budget(read["latency"]),
     )
 
 
@@ -139,12 +151,9 @@ def _groups(entry: Entry | None, context: Context) -> tuple[GroupRecord, ...]:
     return tuple(GroupRecord(**group) for group in entry.payload["groups"])
 
 
-def _budget(context: Context) -> dict[str, float]:
-    budget = context.config.budget
-    if not budget.asked:
-        return {}
-    limits = budget.to_budget().resolve(context.costs)
-    return {name: limit / getattr(context.costs, name) for name, limit in limits.items()}
+def _latency_budget(entry: Entry | None) -> LatencyBudgetRecord | None:
+    held = None if entry is None else entry.payload.get("budget")
+    return None if held is None else LatencyBudgetRecord(**held)
 
 
 def _sensitivity(entry: Entry | None) -> SensitivityRecord | None:
@@ -202,6 +211,8 @@ def _attempt(attempt: Attempt) -> AttemptRecord:
         accepted=attempt.accepted,
         reason=verdict.get("reason", ""),
         seconds=seconds,
+        latency=pruned.get("latency"),
+        timed=pruned.get("timed", ""),
     )
 
 
@@ -211,10 +222,9 @@ def _experiment(data: Mapping[str, Any]) -> ExperimentRecord:
 
 
 def _seconds(tries: list[Attempt], read: Mapping[str, Entry | None]) -> dict[str, float]:
-    names = {"baseline": "baseline", "sensitivity": "analyze", "final": "transform", "test": "test"}
     seconds = {
         stage: float(entry.payload["seconds"])
-        for name, stage in names.items()
+        for name, stage in _STAGES.items()
         if (entry := read.get(name)) is not None
     }
     if tries:

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from prunella.errors import NothingToPruneError
+from prunella.pipeline.budgets import shares
 from prunella.pipeline.context import Context
 from prunella.pipeline.healing import heal
 from prunella.pipeline.judging import judge
 from prunella.pipeline.slots import Slot
-from prunella.pipeline.stages import Start, cut, dense_start, shares, tuned_start
+from prunella.pipeline.stages import Start, cut, dense_start, tuned_start
 from prunella.workspace import Entry
 
 Shares = Mapping[str, float]
@@ -85,7 +86,7 @@ def loop(
             at = replace(at, reached=target)
             continue
         try:
-            pruned = cut(context, at.slot, at.start, target, analyzed)
+            pruned = cut(context, at.slot, at.start, target, analyzed, last=target == budget)
         except NothingToPruneError:
             if at.slot.attempt == 1:
                 raise
@@ -131,6 +132,6 @@ def _already(context: Context, at: Position, target: Shares) -> bool:
     costs = context.space.read(at.best[0].record("prune"))
     assert costs is not None, "an accepted attempt was pruned"
     return all(
-        costs.payload[name] <= share * getattr(context.costs, name)
+        costs.payload[name] <= share * getattr(context.priced, name)
         for name, share in target.items()
     )

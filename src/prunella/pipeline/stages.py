@@ -5,29 +5,28 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from prunella import sensitivity as analysis
 from prunella.allocating import allocate
-from prunella.errors import PrunellaError
 from prunella.masking import mask
 from prunella.model.carrying import plan_of
+from prunella.pipeline.budgets import shares
 from prunella.pipeline.context import Context, share_of, threads, weights_digest
-from prunella.pipeline.peers import agreed
+from prunella.pipeline.remembering import Made, remembered
 from prunella.pipeline.repairing import ranking, repaired
 from prunella.pipeline.slots import Slot, forget_after
-from prunella.plan import Budget, Groups, Plan
+from prunella.pipeline.timing import plan_for
+from prunella.plan import Groups, Plan
 from prunella.progress import Progress
-from prunella.scoring import score
 from prunella.sensitivity import Sensitivity
 from prunella.storing import save
 from prunella.tasks import Task, evaluate
 from prunella.transforming import transform, transform_and_prove
 from prunella.workspace import Entry, digest
-
-Made = tuple[Mapping[str, Any], tuple[str, ...]]
 
 # Settings that decide about the numbers.
 _MEASURED = {"ratios", "share", "split", "precision", "confidence"}
@@ -42,67 +41,6 @@ class Start:
     name: str
     digest: str
     model: nn.Module
-
-
-def remembered(
-    context: Context,
-    name: str,
-    inputs: Mapping[str, Any],
-    make: Callable[[], Made],
-    *,
-    together: bool = False,
-    quiet: bool = False,
-) -> Entry:
-    """Reuse a record, or make it, and say which and why.
-
-    Args:
-        context: Of the run.
-        name: Of the record.
-        inputs: What it is made from.
-        make: Makes its values and the files it vouches for.
-        together: Whether all processes of a run make it, rather than the first for all.
-        quiet: Say nothing; what changes is no surprise.
-    """
-    main = context.peers.main
-    entry = _settled(context, lambda: _look(context, name, inputs, quiet) if main else None)
-    if entry is not None:
-        return entry
-    made = make() if together else None
-
-    def write() -> Entry | None:
-        if not main:
-            return None
-        payload, files = made or make()
-        context.space.write(name, inputs, payload, files)
-        return Entry(inputs, payload)
-
-    entry = _settled(context, write)
-    assert entry is not None, "the first process made it"
-    return entry
-
-
-def _look(context: Context, name: str, inputs: Mapping[str, Any], quiet: bool) -> Entry | None:
-    found = context.space.find(name, inputs)
-    if found.entry is not None:
-        if not quiet:
-            log.info("%s", found.reason)
-        return found.entry
-    if found.reason and not quiet:
-        log.warning("%s", found.reason)
-    context.space.forget(name)
-    return None
-
-
-def _settled(context: Context, find: Callable[[], Entry | None]) -> Entry | None:
-    """Let the first process's entry, or error, be that of all."""
-    entry: Entry | None = None
-    error: PrunellaError | None = None
-    try:
-        entry = find()
-    except PrunellaError as problem:
-        error = problem
-    shared: Entry | None = agreed(error, entry, context.peers)
-    return shared
 
 
 def baseline(context: Context) -> Entry:
@@ -223,37 +161,25 @@ def tuned_start(context: Context, slot: Slot, tuned: Entry) -> Start:
     return Start(slot.name, str(tuned.payload["model"]), context.load(f"{slot.name}/finetuned"))
 
 
-def reachable(context: Context, budget: Budget) -> dict[str, float]:
-    """Give the budget as shares of the dense model.
-
-    Raises:
-        BudgetError: No plan fits; said before anything is trained.
-        NothingToPruneError: The budget is met by the dense model.
-    """
-    scores = score(context.dense, context.groups, context.config.prune.criterion)
-    allocate(context.groups, scores, budget)
-    limits = budget.resolve(context.costs)
-    return {name: _share(limit, getattr(context.costs, name)) for name, limit in limits.items()}
-
-
-def _share(limit: float, dense: float) -> float:
-    """Write a count as the shortest share that means it: the 0.7 the user gave, where it was one.
-
-    Example:
-        >>> _share(699, 999), _share(500, 999)
-        (0.7, 0.501)
-    """
-    for digits in range(1, 9):
-        share = round(limit / dense, digits)
-        if int(share * dense) == limit:
-            return share
-    return limit / dense
-
-
 def cut(
-    context: Context, slot: Slot, start: Start, target: Mapping[str, float], analyzed: Entry
+    context: Context,
+    slot: Slot,
+    start: Start,
+    target: Mapping[str, float],
+    analyzed: Entry,
+    *,
+    last: bool,
 ) -> Entry:
-    """Prune the model of `start` to `target`, shares of the dense model; certified."""
+    """Prune the model of `start` to `target`, shares of the dense model; certified.
+
+    Args:
+        context: Of the run.
+        slot: The attempt.
+        start: The model to prune.
+        target: What may remain.
+        analyzed: The record of the sensitivity.
+        last: Whether that is the whole budget; one on time is then kept by the stopwatch.
+    """
     text = str(analyzed.payload["sensitivity"])
     inputs = {
         "start": {"name": start.name, "weights": start.digest},
@@ -266,6 +192,8 @@ def cut(
             "max_ratio": context.config.prune.max_ratio,
         },
     }
+    if context.latency_model is not None:
+        inputs["latency"] = {"model": digest(asdict(context.latency_model)), "timed": last}
 
     def make() -> Made:
         began = time.perf_counter()
@@ -275,10 +203,9 @@ def cut(
         first = start.name == "dense"
         groups = context.groups if first else context.groups_of(start.model)
         scores = ranking(context, start.model, groups).scores
-        budget = Budget(**{name: limit_of(context, name, part) for name, part in target.items()})
-        curves = Sensitivity.from_json(text)
-        damage, largest = damage_of(context, curves, groups), most(context, groups)
-        plan = allocate(groups, scores, budget, damage, max_ratio=largest)
+        damage = damage_of(context, Sensitivity.from_json(text), groups)
+        choose = partial(allocate, groups, scores, damage=damage, max_ratio=most(context, groups))
+        plan, met = plan_for(context, start.model, groups, target, choose, last=last)
         healed = repaired(context, start.model, plan)
         pruned, proof = transform_and_prove(healed, plan, context.example, {})
         whole = plan_of(pruned)
@@ -289,8 +216,8 @@ def cut(
         context.space.write_text(step, plan.to_json())
         return {
             "target": dict(target),
-            "macs": whole.after.macs,
-            "params": whole.after.params,
+            **{name: getattr(whole.after, name) for name in ("macs", "params", *target)},
+            **({} if met is None else {"timed": f"plans timed: {met.tries}; {met}"}),
             "groups": kept_of(context.groups, whole),
             "pruned_metric": value,
             "certificate": asdict(proof),
@@ -333,24 +260,6 @@ def chosen_by(context: Context) -> dict[str, Any]:
     if settings.repair:
         found |= {"calibration": settings.calibration, "inputs": context.data["train"]}
     return found
-
-
-def shares(target: Mapping[str, float]) -> str:
-    """Write a target for people: `50.0% of the MACs, 40.0% of the params`."""
-    names = {
-        "macs": "MACs",
-        "params": "parameters",
-        "weight_bytes": "bytes of weights",
-        "activation_bytes": "bytes of activations",
-    }
-    return ", ".join(f"{share:.1%} of the {names[name]}" for name, share in target.items())
-
-
-def limit_of(context: Context, name: str, share: float) -> int:
-    """Return the count that a share of the dense model's cost means."""
-    dense: int = getattr(context.costs, name)
-    # A bound of one would be read as a share.
-    return max(int(share * dense + 1e-6), 2)
 
 
 def most(context: Context, groups: Groups) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import torch
@@ -16,18 +16,13 @@ from prunella.allocating import allocate
 from prunella.calibration import Calibration
 from prunella.errors import BudgetError
 from prunella.model.examples import Arguments
+from prunella.pipeline.budgets import asked as budgeted
+from prunella.pipeline.budgets import budget_of
 from prunella.pipeline.context import Context, share_of
+from prunella.pipeline.remembering import Made, remembered
 from prunella.pipeline.repairing import ranking
-from prunella.pipeline.stages import (
-    Made,
-    counted,
-    damage_of,
-    foundation,
-    limit_of,
-    most,
-    remembered,
-)
-from prunella.plan import Budget, Plan
+from prunella.pipeline.stages import counted, damage_of, foundation, most
+from prunella.plan import Plan
 from prunella.scoring import score
 from prunella.sensitivity import Sensitivity
 
@@ -43,8 +38,8 @@ class Forecast:
 
     Attributes:
         budget: Shares of the dense model that may remain, by name.
-        macs: Share of the dense model's multiply-accumulates that remain.
-        params: Share of its parameters that remain.
+        left: Shares of the dense model's costs that remain, by name.
+        latency: Milliseconds that are predicted to remain; None where no budget is on time.
         metric: The metric on the valid split without finetuning, as the sum of what every group
             alone does to it; never worse than the worst that was seen.
         knee: Whether less costs more and more from here.
@@ -53,9 +48,9 @@ class Forecast:
     """
 
     budget: Mapping[str, float]
-    macs: float
-    params: float
+    left: Mapping[str, float]
     metric: float
+    latency: float | None = None
     knee: bool = False
     asked: bool = False
     groups: tuple[tuple[str, int, int], ...] = ()
@@ -126,7 +121,7 @@ def forecasts(context: Context, curves: Sensitivity) -> tuple[list[Forecast], st
     Returns:
         The forecasts, the largest budget first, and why there are none below the last; "".
     """
-    asked = _asked(context)
+    asked = budgeted(context)
     name = next(iter(asked), "macs")
     targets = {share: {name: share} for share in STEPS}
     if asked:
@@ -140,27 +135,32 @@ def forecasts(context: Context, curves: Sensitivity) -> tuple[list[Forecast], st
             break
         if targets[share] == asked:
             rows[-1] = replace(rows[-1], asked=True)
-    at = knee([1 - getattr(row, name) for row in rows], [_drop(curves, row) for row in rows])
+    at = knee([1 - row.left[name] for row in rows], [_drop(curves, row) for row in rows])
     return [replace(row, knee=i == at) for i, row in enumerate(rows)], why
 
 
 def forecast(context: Context, curves: Sensitivity, target: Mapping[str, float]) -> Forecast:
     """Make the plan for a budget (shares of the dense model), and predict what it does."""
-    groups, dense = context.groups, context.costs
+    groups, dense = context.groups, context.priced
     scores = score(context.dense, groups)  # which channels go changes no cost and no prediction
     plan = allocate(
         groups,
         scores,
-        Budget(**{name: limit_of(context, name, share) for name, share in target.items()}),
+        budget_of(context, target),
         damage_of(context, curves, groups),
         max_ratio=most(context, groups),
+        latency_model=context.latency_model,
     )
     kept = {name: len(channels) for name, channels in plan.channels.items()}
     return Forecast(
         budget=dict(target),
-        macs=plan.after.macs / dense.macs,
-        params=plan.after.params / dense.params,
+        left={
+            name: left / whole
+            for name, whole in asdict(dense).items()
+            if whole and (left := getattr(plan.after, name)) is not None
+        },
         metric=_predicted(curves, plan, kept),
+        latency=plan.after.latency,
         groups=tuple((g.name, g.channels, kept.get(g.name, g.channels)) for g in groups),
     )
 
@@ -193,12 +193,3 @@ def knee(removed: Sequence[float], lost: Sequence[float]) -> int:
     y = torch.tensor([0.0, *lost], dtype=torch.float64)
     gain = x / x.max().clamp_min(1e-12) - y / y.max().clamp_min(1e-12)
     return int(gain[1:].argmax())
-
-
-def _asked(context: Context) -> dict[str, float]:
-    """Give the budget of the settings as shares of the dense model; {} where there is none."""
-    section = context.config.budget
-    if not section.asked:
-        return {}
-    limits = context.config.to_budget().resolve(context.costs)
-    return {name: limit / getattr(context.costs, name) for name, limit in limits.items()}

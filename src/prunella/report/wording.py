@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 from markupsafe import Markup, escape
 
-from prunella.record import FrozenRecord, ModelRecord, RunRecord
+from prunella.record import FrozenRecord, LatencyBudgetRecord, ModelRecord, RunRecord
 
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
@@ -110,6 +110,8 @@ def verdict(run: RunRecord) -> str:
     """Say in one sentence how the run ended."""
     if run.outcome == "partial":
         return "The run is not at its end; this is what is known so far."
+    if run.outcome == "missed":
+        return "The budget is met as predicted, but the stopwatch says that it is not kept."
     if run.outcome == "floor":
         return (
             f"Stopped before the budget: this is the smallest model found whose {run.metric} "
@@ -118,6 +120,15 @@ def verdict(run: RunRecord) -> str:
     if run.certificate is None:
         return "The budget is met."
     return "The budget is met, and the pruned model is proven equal to the masked one."
+
+
+def held(budget: LatencyBudgetRecord) -> str:
+    """Say what was asked of time, what was predicted, and what came."""
+    return (
+        f"asked {setting(budget.asked)}, at most {measure(budget.limit_ms)} ms; predicted "
+        f"{measure(budget.predicted_ms)} ms; got {measure(budget.got_ms)} ms on {budget.runtime}: "
+        f"{'kept' if budget.kept else 'NOT kept'}"
+    )
 
 
 def headline_rows(run: RunRecord) -> tuple[Row, ...]:
@@ -177,11 +188,12 @@ def _latency_row(run: RunRecord) -> Row:
     before = run.baseline.latency
     after = run.compressed.latency if run.compressed else None
     assert before is not None, "asked for only where the dense model was timed"
+    name = f"Latency ({run.latency_budget.runtime})" if run.latency_budget else "Latency"
     if after is None:
-        return Row("Latency", f"{measure(before.median_ms)} ms", NONE, NONE)
+        return Row(name, f"{measure(before.median_ms)} ms", NONE, NONE)
     left = after.median_ms / before.median_ms
     return Row(
-        "Latency",
+        name,
         f"{measure(before.median_ms)} ms",
         f"{measure(after.median_ms)} ms",
         run.latency_text or percent(left - 1),
@@ -199,4 +211,5 @@ FILTERS: dict[str, Callable[..., str]] = {
     "duration": duration,
     "setting": setting,
     "ticks": ticks,
+    "held": held,
 }

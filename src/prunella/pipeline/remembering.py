@@ -1,0 +1,77 @@
+"""Reuse what a run has on record, or make it: one result for all processes of the run."""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from prunella.errors import PrunellaError
+from prunella.pipeline.peers import agreed
+from prunella.workspace import Entry
+
+if TYPE_CHECKING:  # the context itself remembers, too
+    from prunella.pipeline.context import Context
+
+Made = tuple[Mapping[str, Any], tuple[str, ...]]
+
+log = logging.getLogger("prunella")
+
+
+def remembered(
+    context: "Context",
+    name: str,
+    inputs: Mapping[str, Any],
+    make: Callable[[], Made],
+    *,
+    together: bool = False,
+    quiet: bool = False,
+) -> Entry:
+    """Reuse a record, or make it, and say which and why.
+
+    Args:
+        context: Of the run.
+        name: Of the record.
+        inputs: What it is made from.
+        make: Makes its values and the files it vouches for.
+        together: Whether all processes of a run make it, rather than the first for all.
+        quiet: Say nothing; what changes is no surprise.
+    """
+    main = context.peers.main
+    entry = _settled(context, lambda: _look(context, name, inputs, quiet) if main else None)
+    if entry is not None:
+        return entry
+    made = make() if together else None
+
+    def write() -> Entry | None:
+        if not main:
+            return None
+        payload, files = made or make()
+        context.space.write(name, inputs, payload, files)
+        return Entry(inputs, payload)
+
+    entry = _settled(context, write)
+    assert entry is not None, "the first process made it"
+    return entry
+
+
+def _look(context: "Context", name: str, inputs: Mapping[str, Any], quiet: bool) -> Entry | None:
+    found = context.space.find(name, inputs)
+    if found.entry is not None:
+        if not quiet:
+            log.info("%s", found.reason)
+        return found.entry
+    if found.reason and not quiet:
+        log.warning("%s", found.reason)
+    context.space.forget(name)
+    return None
+
+
+def _settled(context: "Context", find: Callable[[], Entry | None]) -> Entry | None:
+    """Let the first process's entry, or error, be that of all."""
+    entry: Entry | None = None
+    error: PrunellaError | None = None
+    try:
+        entry = find()
+    except PrunellaError as problem:
+        error = problem
+    shared: Entry | None = agreed(error, entry, context.peers)
+    return shared
