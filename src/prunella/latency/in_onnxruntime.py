@@ -8,28 +8,22 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import nn
 
-from prunella.allocating.planning import mask_of
-from prunella.costs.widths import Width, lengths
 from prunella.latency.kernels import regions, time_kernels
 from prunella.latency.moulding import Linked, Mould, NoMouldError, link, mould, shapes_of
 from prunella.latency.samples import Place, Sample
-from prunella.latency.sampling import telling
+from prunella.latency.subject import Subject
 from prunella.latency.whole import time_whole
-from prunella.plan import Groups, Plan
+from prunella.plan import Plan
 from prunella.runtimes import Runtime, prepare_onnx
 from prunella.runtimes.converting import write_onnx
 from prunella.runtimes.flattening import form_of
-from prunella.transforming.transforming import smaller
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-
-_TELLING = 3  # pruned networks that are exported
 
 log = logging.getLogger("prunella")
 
@@ -38,26 +32,15 @@ class OnnxBench:
     """Times networks in ONNX Runtime, kernel by kernel, or as wholes in OpenVINO.
 
     Args:
-        model: The dense model.
-        groups: Its groups.
-        widths: Their widths.
-        inputs: Arguments and keyword arguments.
+        subject: The network.
         runtime: ONNX Runtime or OpenVINO, with its options.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        groups: Groups,
-        widths: tuple[Width, ...],
-        inputs: tuple[tuple[Any, ...], dict[str, Any]],
-        runtime: Runtime,
-    ) -> None:
-        self._model, self._groups, self._widths = model, groups, widths
-        self._inputs, self._runtime = inputs, runtime
-        plans = [None, *telling(groups, widths, _TELLING, 0)]
+    def __init__(self, subject: Subject, runtime: Runtime) -> None:
+        self._subject, self._runtime = subject, runtime
+        plans = subject.telling()
         files = [self._export(plan) for plan in plans]
-        known = np.array([self._lengths(plan) for plan in plans])
+        known = np.array([subject.lengths(plan) for plan in plans])
         self._regions = regions(files[0])
         self._mould: Mould | None = None
         try:
@@ -81,9 +64,9 @@ class OnnxBench:
 
     def time(self, plan: Plan | None) -> Sample:
         """Time the network of a plan, or the dense one."""
-        long = self._lengths(plan)
+        long = self._subject.lengths(plan)
         file = self._export(plan) if self._mould is None else self._mould.cast(long)
-        form = form_of(self._model, *self._inputs)
+        form = form_of(self._subject.model, *self._subject.inputs)
         feeds = {
             name: tensor.detach().cpu().numpy()
             for name, tensor in zip(form.names, form.example, strict=True)
@@ -94,22 +77,12 @@ class OnnxBench:
         with prepare_onnx(file, feeds, self._runtime) as ready:
             return Sample(long, times, time_whole(ready))
 
-    def _lengths(self, plan: Plan | None) -> np.ndarray:
-        groups = self._groups
-        mask = (
-            np.ones(groups.channels, dtype=bool) if plan is None else mask_of(groups, plan.channels)
-        )
-        return lengths(self._widths, mask)
-
     def _export(self, plan: Plan | None) -> "ModelProto":
         import onnx
 
-        model = self._model
-        if plan is not None:
-            model = smaller(model, plan, self._groups, self._inputs)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            write_onnx(model, *self._inputs, path)
+            write_onnx(self._subject.pruned(plan), *self._subject.inputs, path)
             return onnx.load(path)
 
 

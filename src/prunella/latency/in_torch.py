@@ -7,21 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prunella.allocating.planning import mask_of
-from prunella.costs.widths import Width, lengths
 from prunella.latency.moulding import NoMouldError, link
 from prunella.latency.samples import Place, Sample
-from prunella.latency.sampling import telling
+from prunella.latency.subject import Subject
 from prunella.latency.whole import clock_for, low, repeat, time_whole
-from prunella.plan import Groups, Plan
+from prunella.plan import Plan
 from prunella.runtimes import Prepared, Runtime, prepare
-from prunella.transforming.transforming import smaller
-
-_TELLING = 3
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -50,31 +45,20 @@ class TorchBench:
     """Times networks in eager torch, operator by operator, or as wholes in compiled torch.
 
     Args:
-        model: The dense model.
-        groups: Its groups.
-        widths: Their widths.
-        inputs: Arguments and keyword arguments.
+        subject: The network.
         runtime: torch, with its options.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        groups: Groups,
-        widths: tuple[Width, ...],
-        inputs: tuple[tuple[Any, ...], dict[str, Any]],
-        runtime: Runtime,
-    ) -> None:
-        self._model, self._groups, self._widths = model, groups, widths
-        self._inputs, self._runtime = inputs, runtime
+    def __init__(self, subject: Subject, runtime: Runtime) -> None:
+        self._subject, self._runtime = subject, runtime
 
     @cached_property
     def places(self) -> Mapping[str, Place]:
         """The regions by name: every call of an operator is one, if there are calls."""
         if self._runtime.name != "torch":
             return {}
-        plans = [None, *telling(self._groups, self._widths, _TELLING, 0)]
-        known = np.array([self._lengths(plan) for plan in plans])
+        plans = self._subject.telling()
+        known = np.array([self._subject.lengths(plan) for plan in plans])
         runs = []
         for plan in plans:
             with self._prepared(plan) as ready:
@@ -99,18 +83,10 @@ class TorchBench:
                 _name(i, calls[0][0]): low([took for _, took, _ in calls[1:]])
                 for i, calls in enumerate(zip(*looks, strict=True))
             }
-            return Sample(self._lengths(plan), inside, time_whole(ready))
+            return Sample(self._subject.lengths(plan), inside, time_whole(ready))
 
     def _prepared(self, plan: Plan | None) -> Prepared:
-        model = self._model
-        if plan is not None:
-            model = smaller(model, plan, self._groups, self._inputs)
-        return prepare(model, *self._inputs, self._runtime)
-
-    def _lengths(self, plan: Plan | None) -> np.ndarray:
-        groups = self._groups
-        whole = np.ones(groups.channels, dtype=bool)
-        return lengths(self._widths, whole if plan is None else mask_of(groups, plan.channels))
+        return prepare(self._subject.pruned(plan), *self._subject.inputs, self._runtime)
 
 
 def link_or_none(shapes: list[tuple[int, ...]], known: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from prunella.latency.in_onnxruntime import OnnxBench
 from prunella.latency.in_torch import TorchBench
 from prunella.latency.samples import Bench, Sample, from_head, read, to_entry, to_head
 from prunella.latency.sampling import draw
+from prunella.latency.subject import Subject
 from prunella.latency.unseen import fit_whole
 from prunella.plan import Groups, Plan
 from prunella.progress import Progress, or_silent
@@ -90,7 +91,7 @@ def profile(  # noqa: PLR0913 - one call for all of it
 
     @cache
     def bench() -> Bench:  # exports a few networks: not where all is measured already
-        return _BENCHES[runtime.name](model, groups, found, inputs, runtime)
+        return _BENCHES[runtime.name](Subject(model, groups, found, inputs), runtime)
 
     if not journal.entries:
         journal.append(to_head(bench().places))
@@ -121,7 +122,7 @@ def profile(  # noqa: PLR0913 - one call for all of it
     return _fitted(str(runtime), digest_of(groups), fitted, list(samples.values()))
 
 
-_BENCHES: Mapping[str, Callable[..., Bench]] = {
+_BENCHES: Mapping[str, Callable[[Subject, Runtime], Bench]] = {
     "onnxruntime": OnnxBench,
     "openvino": OnnxBench,
     "torch": TorchBench,
