@@ -1,6 +1,9 @@
 """Latency models: what is fitted, what is cast, what is kept on the disk, what is met."""
 
+import importlib.util
 import itertools
+import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from prunella.costs.widths import PLAIN, Step, Width, lengths, widths
 from prunella.errors import BudgetError, ConfigError, NothingToPruneError, WorkspaceError
 from prunella.latency import latency, meeting, profile
 from prunella.latency.caching import measurements
+from prunella.latency.compiled import NETWORKS, fit_compiled
 from prunella.latency.fitting import fit, predict
 from prunella.latency.in_torch import TorchBench
 from prunella.latency.kernels import _assigned, _Kernel, regions
@@ -25,7 +29,8 @@ from prunella.latency.moulding import NoMouldError, link, mould, shapes_of
 from prunella.latency.samples import Place, Sample
 from prunella.latency.sampling import draw, telling
 from prunella.latency.unseen import fit_whole
-from prunella.runtimes import Runtime
+from prunella.latency.whole import clock_for
+from prunella.runtimes import Runtime, available
 from prunella.transforming.transforming import smaller
 
 INPUTS = torch.randn(2, 3, 12, 12)
@@ -45,6 +50,12 @@ def small() -> nn.Module:
         nn.ReLU(),
         nn.Linear(17, 5),
     ).eval()
+
+
+def needs(package: str) -> None:
+    """Skip without a package; to import OpenVINO for that would start its telemetry."""
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
 
 
 def grouped(model: nn.Module) -> prunella.Groups:
@@ -255,7 +266,7 @@ def test_onnx_runtime_is_profiled_by_region(tmp_path: Path) -> None:
 
 
 def test_a_runtime_that_shows_nothing_is_profiled_from_outside(tmp_path: Path) -> None:
-    pytest.importorskip("openvino")
+    needs("openvino")
     model = small()
     groups = grouped(model)
     found = profile(model, INPUTS, groups, "openvino:threads=1", plans=16, folder=tmp_path)
@@ -366,3 +377,134 @@ def test_a_budget_that_is_not_kept_is_said(
 def test_prune_wants_a_runtime() -> None:
     with pytest.raises(ConfigError, match="name it with `runtime`"):
         prunella.prune(small(), INPUTS, latency=0.5)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "clock"),
+    [
+        ("torch:threads=1", time.thread_time_ns),
+        ("onnxruntime:threads=1", time.thread_time_ns),
+        ("openvino:threads=1", time.process_time_ns),
+        ("openvino:threads=2", time.perf_counter_ns),
+        ("torch", time.perf_counter_ns),
+        ("torch:device=cuda,threads=1", time.perf_counter_ns),
+    ],
+)
+def test_a_single_thread_is_timed_by_its_work(runtime: str, clock: Callable[[], int]) -> None:
+    assert clock_for(Runtime.of(runtime)) is clock
+
+
+def test_few_compiled_networks_correct_the_model_of_eager_torch() -> None:
+    eager = (
+        Region("conv", "conv", (Part(2e-3, (0, 1), (PLAIN, Step(block=8))),)),
+        Region("rest", "relu", (Part(0.3, (), ()),)),
+    )
+    draw = np.random.default_rng(0)
+    long = draw.integers(1, 65, (20, 2))
+    known = predict(eager, long)
+    true = 0.5 + 0.7 * known
+    samples = [Sample(row, {}, ms) for row, ms in zip(long, true.tolist(), strict=True)]
+    found = fit_compiled(eager, samples[:NETWORKS])
+    assert predict(found, long) == pytest.approx(true)
+    slower = [Sample(row, {}, ms) for row, ms in zip(long, (2 * known).tolist(), strict=True)]
+    found = fit_compiled(eager, slower[:NETWORKS])
+    assert predict(found, long) == pytest.approx(2 * known)
+
+
+def test_few_networks_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small()
+    groups = grouped(model)
+    timed: list[str] = []
+
+    def time(bench: TorchBench, plan: prunella.Plan | None) -> Sample:
+        name = bench._runtime.name
+        timed.append(name)
+        long = lengths_of(groups, plan)
+        whole = 1 + 1e-3 * float(long[0] * long[1])
+        inside = dict.fromkeys(bench.places, whole / max(len(bench.places), 1))
+        return Sample(long, inside, whole if name == "torch" else 0.4 + whole / 2)
+
+    monkeypatch.setattr(TorchBench, "time", time)
+    monkeypatch.setattr(latency, "disturbed", lambda fitted, samples: [])
+    text = "torch-compile:threads=1"
+    found = profile(model, INPUTS, groups, text, plans=16, folder=tmp_path)
+    assert timed == ["torch"] * 16 + ["torch-compile"] * NETWORKS
+    assert found.runtime == text
+    assert found.plans == NETWORKS
+    assert found.error < 0.05
+    timed.clear()
+    assert profile(model, INPUTS, groups, text, plans=16, folder=tmp_path) == found
+    assert not timed
+    eager = profile(model, INPUTS, groups, "torch:threads=1", plans=16, folder=tmp_path)
+    assert not timed  # what was measured for compiled torch serves eager torch too
+    assert eager.dense != found.dense
+
+
+@pytest.mark.slow
+def test_compiled_torch_is_profiled(tmp_path: Path) -> None:
+    model = small()
+    groups = grouped(model)
+    found = profile(model, INPUTS, groups, "torch-compile:threads=1", plans=16, folder=tmp_path)
+    assert found.plans == NETWORKS
+    assert found.predict(groups, np.ones(groups.channels, dtype=bool)) > 0
+
+
+@pytest.mark.parametrize("module", ["onnxruntime", "onnxscript"])
+def test_what_is_not_installed_is_told_before_anything_is_measured(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    model = small()
+    with pytest.raises(ConfigError, match=rf"needs `{module}`.*pip install 'prunella\[onnx\]'"):
+        profile(model, INPUTS, grouped(model), "onnxruntime", folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("runtime", "message"),
+    [
+        ("onnxruntime:device=cuda", "no CUDAExecutionProvider"),
+        ("openvino:device=gpu", "OpenVINO sees no device `gpu`"),
+        ("torch:device=xpu", "torch sees no device `xpu`"),
+    ],
+)
+def test_a_device_that_is_not_there_is_told_before_anything_is_measured(
+    runtime: str, message: str, tmp_path: Path
+) -> None:
+    needs(runtime.partition(":")[0])
+    model = small()
+    try:
+        available(runtime)
+    except ConfigError:
+        with pytest.raises(ConfigError, match=message):
+            profile(model, INPUTS, grouped(model), runtime, folder=tmp_path)
+        assert not list(tmp_path.iterdir())
+    else:
+        pytest.skip("this machine has the device")
+
+
+def test_times_that_nothing_explains_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = small()
+    groups = grouped(model)
+    draw = np.random.default_rng(0)
+
+    def time(bench: TorchBench, plan: prunella.Plan | None) -> Sample:
+        whole = float(draw.uniform(1, 5))
+        inside = dict.fromkeys(bench.places, whole / len(bench.places))
+        return Sample(lengths_of(groups, plan), inside, whole)
+
+    monkeypatch.setattr(TorchBench, "time", time)
+    profile(model, INPUTS, groups, "torch:threads=1", plans=16, folder=tmp_path)
+    assert "let the machine do nothing else" in caplog.text
+
+
+def test_a_folder_in_the_place_of_measurements_is_told(tmp_path: Path) -> None:
+    groups = grouped(small())
+    runtime = Runtime.of("torch")
+    path = measurements(groups, runtime, 0, tmp_path).path
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(WorkspaceError, match="Delete it"):
+        measurements(groups, runtime, 0, tmp_path)

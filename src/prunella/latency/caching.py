@@ -49,7 +49,14 @@ def measurements(groups: Groups, runtime: Runtime, seed: int, folder: Path | Non
         return Journal(path, key)
     except WorkspaceError as damage:  # two processes wrote it, say; it can be measured again
         log.warning("measurements are begun anew: %s", damage)
-        path.unlink()
+        try:
+            path.unlink()
+        except OSError as cause:
+            raise WorkspaceError(
+                f"`{path}`, where measurements are kept, is damaged and cannot be removed: "
+                f"{cause}. Delete it, or name another folder with the environment variable "
+                "PRUNELLA_CACHE"
+            ) from cause
         return Journal(path, key)
 
 

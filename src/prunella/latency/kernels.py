@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from prunella.latency.whole import low, repeat
 from prunella.runtimes import Runtime
+from prunella.runtimes.in_onnxruntime import provider_of
 from prunella.runtimes.runtime import required
 
 if TYPE_CHECKING:
@@ -99,9 +100,8 @@ def time_kernels(
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
-        on_cuda = runtime.device.startswith("cuda")
-        provider = "CUDAExecutionProvider" if on_cuda else "CPUExecutionProvider"
-        session = ort.InferenceSession(file.SerializeToString(), options, providers=[provider])
+        providers = [provider_of(runtime)]
+        session = ort.InferenceSession(file.SerializeToString(), options, providers=providers)
         names = {i.name for i in session.get_inputs()}
         given = {name: array for name, array in feeds.items() if name in names}
         repeat(lambda: session.run(None, given))

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,9 @@ from prunella.allocating.planning import nothing_to_prune
 from prunella.costs.timed import LatencyModel, Region, digest_of
 from prunella.costs.widths import widths
 from prunella.errors import ConfigError
+from prunella.latency import compiled
 from prunella.latency.caching import measurements
+from prunella.latency.compiled import fit_compiled
 from prunella.latency.fitting import fit, predict
 from prunella.latency.in_onnxruntime import OnnxBench
 from prunella.latency.in_torch import TorchBench
@@ -25,7 +28,7 @@ from prunella.latency.subject import Subject
 from prunella.latency.unseen import fit_whole
 from prunella.plan import Groups, Plan
 from prunella.progress import Progress, or_silent
-from prunella.runtimes import Runtime
+from prunella.runtimes import Runtime, available
 from prunella.tracing import Inputs, positional
 
 PLANS = 64
@@ -35,6 +38,7 @@ Fit = Callable[[Sequence[Sample]], tuple[Region, ...]]
 
 _LEAST = 16
 _FOLDS = 4
+_DOUBTFUL = 0.1  # a median error above which a budget rests on luck
 _DISTURBED, _AGAIN = 1.08, 2  # a network so much slower than expected is timed again, so often
 
 log = logging.getLogger("prunella")
@@ -56,7 +60,8 @@ def profile(  # noqa: PLR0913 - one call for all of it
     """Time pruned networks of many widths, and fit what the time of each part depends on.
 
     What is measured is kept on the disk at once, by machine, runtime and network: a second call
-    reads it, and one that was killed half-way goes on.
+    reads it, and one that was killed half-way goes on. For `torch-compile` the networks are timed
+    in eager torch, and a few of them compiled.
 
     Args:
         model: The dense model.
@@ -64,27 +69,36 @@ def profile(  # noqa: PLR0913 - one call for all of it
         groups: Its groups, traced with inputs of the same sizes.
         runtime: Where it will run, e.g. "onnxruntime:threads=1".
         example_kwargs: Keyword arguments.
-        plans: How many networks to time, the dense one among them, at least 16.
-        seconds: After so long no further network is timed, but for the first 16.
+        plans: How many networks to time, the dense one among them, at least 16. Of these 8 are
+            compiled where the runtime is `torch-compile`.
+        seconds: After so long no further network is timed, but for the first 16 (compiled: 8).
         folder: Where measurements are kept; by default a folder of the user's cache.
         seed: Of the widths that are tried.
         progress: See `prunella.progress`.
 
     Raises:
-        ConfigError: The runtime is not installed, or `plans` is too small.
+        ConfigError: The runtime is not installed or has no such device, or `plans` is too small.
         NothingToPruneError: All groups are frozen.
         ExportError: The runtime cannot have the model.
     """
     runtime = Runtime.of(runtime)
-    if plans < _LEAST:
-        raise ConfigError(f"a latency model needs at least {_LEAST} networks, got {plans=}")
-    if not len(groups):
-        raise nothing_to_prune(groups)
-    if runtime.name == "onnxruntime" and runtime.dtype != "float32":
-        raise ConfigError(
-            "latency models of ONNX Runtime are in float32 so far: leave out `dtype`, or take "
-            "`openvino`, which has others"
+    _check(groups, runtime, plans)
+    eager: LatencyModel | None = None
+    least = _LEAST
+    if runtime.name == "torch-compile":
+        eager = profile(
+            model,
+            example_inputs,
+            groups,
+            replace(runtime, name="torch"),
+            example_kwargs=example_kwargs,
+            plans=plans,
+            seconds=seconds,
+            folder=folder,
+            seed=seed,
+            progress=progress,
         )
+        plans = least = compiled.NETWORKS
     found = widths(groups)
     inputs = positional(example_inputs), dict(example_kwargs or {})
     journal = measurements(groups, runtime, seed, folder)
@@ -97,6 +111,8 @@ def profile(  # noqa: PLR0913 - one call for all of it
         journal.append(to_head(bench().places))
     places = from_head(journal.entries[0])
     fitted: Fit = partial(fit, places, found) if places else partial(fit_whole, groups, found)
+    if eager is not None:
+        fitted = partial(fit_compiled, eager.regions)
     samples = read(journal.entries[1:], plans)
 
     @cache
@@ -112,7 +128,7 @@ def profile(  # noqa: PLR0913 - one call for all of it
     with or_silent(progress)("latency", plans) as advance:
         advance(len(samples))
         for index in [i for i in range(plans) if i not in samples]:
-            if len(samples) >= _LEAST and time.monotonic() - began > (seconds or np.inf):
+            if len(samples) >= least and time.monotonic() - began > (seconds or np.inf):
                 break
             add(index)
             advance(1)
@@ -120,6 +136,20 @@ def profile(  # noqa: PLR0913 - one call for all of it
             for index in disturbed(fitted, samples):
                 add(index)
     return _fitted(str(runtime), digest_of(groups), fitted, list(samples.values()))
+
+
+def _check(groups: Groups, runtime: Runtime, plans: int) -> None:
+    """See that there is something to measure, and where, before anything is exported."""
+    if plans < _LEAST:
+        raise ConfigError(f"a latency model needs at least {_LEAST} networks, got {plans=}")
+    if not len(groups):
+        raise nothing_to_prune(groups)
+    if runtime.name == "onnxruntime" and runtime.dtype != "float32":
+        raise ConfigError(
+            "latency models of ONNX Runtime are in float32 so far: leave out `dtype`, or take "
+            "`openvino`, which has others"
+        )
+    available(runtime)
 
 
 _BENCHES: Mapping[str, Callable[[Subject, Runtime], Bench]] = {
@@ -169,5 +199,12 @@ def _fitted(runtime: str, digest: str, fitted: Fit, samples: Sequence[Sample]) -
         100 * median,
         100 * worst,
     )
+    if median > _DOUBTFUL:
+        log.warning(
+            "times on %s are predicted within %.0f%% only: let the machine do nothing else, set "
+            "`threads=1`, or time more networks (`plans`)",
+            runtime,
+            100 * median,
+        )
     regions = fitted(samples)
     return LatencyModel(runtime, digest, regions, float(whole[0]), len(samples), median, worst)

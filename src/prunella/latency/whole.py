@@ -11,7 +11,6 @@ from prunella.runtimes import Prepared, Runtime
 _LEAST, _MOST = 3, 12  # timed runs of one network
 _SECONDS = 0.4  # after which no further run is timed
 _QUANTILE = 0.2
-_IN_THREAD = ("torch", "torch-compile", "onnxruntime")  # with one thread, it is the caller's
 
 
 def low(times: Sequence[float]) -> float:
@@ -45,7 +44,8 @@ def clock_for(runtime: Runtime) -> Callable[[], int]:
     """Return the clock, in nanoseconds, that sees least of what else the machine does.
 
     A single thread is timed by the work it did: a clock on the wall would count the time it waited
-    for a core.
+    for a core. All runtimes but OpenVINO promise that it is the caller's.
     """
-    alone = runtime.threads == 1 and runtime.device == "cpu" and runtime.name in _IN_THREAD
-    return time.thread_time_ns if alone else time.perf_counter_ns
+    if runtime.threads != 1 or runtime.device != "cpu":
+        return time.perf_counter_ns
+    return time.process_time_ns if runtime.name == "openvino" else time.thread_time_ns

@@ -9,7 +9,7 @@ stopwatch times, see `prunella.costs.latency.compare`.
 """
 
 from prunella.runtimes.prepared import Prepared
-from prunella.runtimes.preparing import prepare, prepare_onnx
+from prunella.runtimes.preparing import available, prepare, prepare_onnx
 from prunella.runtimes.runtime import RUNTIMES, Runtime
 
-__all__ = ["RUNTIMES", "Prepared", "Runtime", "prepare", "prepare_onnx"]
+__all__ = ["RUNTIMES", "Prepared", "Runtime", "available", "prepare", "prepare_onnx"]

@@ -18,13 +18,7 @@ _QUIET = 3  # errors only: warnings about how it places nodes help nobody who pr
 def load(file: Path | bytes, feeds: dict[str, Array], runtime: Runtime) -> Prepared:
     """Load an ONNX file, or one in memory, with inputs in place."""
     ort = required("onnxruntime", "onnx")
-    provider = _PROVIDERS[runtime.device.partition(":")[0]]
-    if provider not in ort.get_available_providers():
-        raise ConfigError(
-            f"this ONNX Runtime has no {provider}: it has "
-            f"{', '.join(ort.get_available_providers())}. Install the one for your device "
-            "(onnxruntime-gpu), or use device=cpu"
-        )
+    provider = provider_of(runtime)
     options = ort.SessionOptions()
     options.log_severity_level = _QUIET
     if runtime.threads is not None:
@@ -57,6 +51,23 @@ def load(file: Path | bytes, feeds: dict[str, Array], runtime: Runtime) -> Prepa
         return [widened(output) for output in session.run(None, given)]
 
     return Prepared(runtime, run, on)
+
+
+def provider_of(runtime: Runtime) -> str:
+    """Name what runs the kernels on a runtime's device.
+
+    Raises:
+        ConfigError: ONNX Runtime is not installed, or not for this device.
+    """
+    ort = required("onnxruntime", "onnx")
+    provider = _PROVIDERS[runtime.device.partition(":")[0]]
+    if provider not in ort.get_available_providers():
+        raise ConfigError(
+            f"this ONNX Runtime has no {provider}: it has "
+            f"{', '.join(ort.get_available_providers())}. Install the one for your device "
+            "(onnxruntime-gpu), or use device=cpu"
+        )
+    return provider
 
 
 def _cast(array: Array, half: bool) -> Array:

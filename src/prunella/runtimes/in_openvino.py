@@ -34,18 +34,7 @@ def openvino() -> Any:
 def load(file: Path | bytes, feeds: dict[str, Array], runtime: Runtime) -> Prepared:
     """Load an ONNX file or an OpenVINO one, or ONNX in memory, with inputs in place."""
     core = openvino().Core()
-    device = runtime.device.upper().replace(":", ".")
-    if device.partition(".")[0] not in {name.partition(".")[0] for name in core.available_devices}:
-        raise ConfigError(
-            f"OpenVINO sees no device `{runtime.device}` on this machine: it sees "
-            f"{', '.join(core.available_devices)}. Use device=cpu"
-        )
-    capable = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
-    if _CAPABILITY[runtime.dtype] not in capable:
-        raise ConfigError(
-            f"OpenVINO cannot compute in {runtime.dtype} on this {runtime.device}: it can in "
-            f"{', '.join(capable)}. Use dtype=float32"
-        )
+    device = device_of(runtime)
     # Said in so many words: by default it computes in bfloat16 where the machine has that.
     settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": _PRECISION[runtime.dtype],
@@ -75,3 +64,25 @@ def load(file: Path | bytes, feeds: dict[str, Array], runtime: Runtime) -> Prepa
         return [widened(found[port]) for port in compiled.outputs]
 
     return Prepared(runtime, run, on)
+
+
+def device_of(runtime: Runtime) -> str:
+    """Name a runtime's device as OpenVINO does.
+
+    Raises:
+        ConfigError: OpenVINO is not installed, or has no such device, or not in this precision.
+    """
+    core = openvino().Core()
+    device = runtime.device.upper().replace(":", ".")
+    if device.partition(".")[0] not in {name.partition(".")[0] for name in core.available_devices}:
+        raise ConfigError(
+            f"OpenVINO sees no device `{runtime.device}` on this machine: it sees "
+            f"{', '.join(core.available_devices)}. Use device=cpu"
+        )
+    capable = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+    if _CAPABILITY[runtime.dtype] not in capable:
+        raise ConfigError(
+            f"OpenVINO cannot compute in {runtime.dtype} on this {runtime.device}: it can in "
+            f"{', '.join(capable)}. Use dtype=float32"
+        )
+    return device

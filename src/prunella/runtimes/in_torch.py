@@ -22,7 +22,7 @@ def prepare_torch(
     model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None, runtime: Runtime
 ) -> Prepared:
     """Prepare a model for torch; it shares the model's tensors where dtype and device allow."""
-    device, dtype = _device(runtime), getattr(torch, runtime.dtype)
+    device, dtype = device_of(runtime), getattr(torch, runtime.dtype)
     # A copy in structure: the user's model keeps its mode, and its tensors are not held twice.
     ours = copied(model, {id(t): t for t in tensors(model).values()}).eval()
     held = [t for t in tensors(ours).values() if t.is_floating_point()]
@@ -35,7 +35,7 @@ def in_torch(
     model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None, runtime: Runtime
 ) -> Prepared:
     """Prepare a module that is in evaluation mode, and where and in what it shall run."""
-    device, dtype = _device(runtime), getattr(torch, runtime.dtype)
+    device, dtype = device_of(runtime), getattr(torch, runtime.dtype)
     form = form_of(model, args, kwargs)
     positional, named = form.arguments([_cast(t, device, dtype) for t in form.example])
     call: Callable[..., Any] = model
@@ -101,7 +101,12 @@ def _first_run(run: Callable[[], Any], name: str) -> None:
         ) from cause
 
 
-def _device(runtime: Runtime) -> torch.device:
+def device_of(runtime: Runtime) -> torch.device:
+    """Return a runtime's device.
+
+    Raises:
+        ConfigError: torch sees none.
+    """
     device = torch.device(runtime.device)
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if device.type not in ("cpu", found.type if found else "cpu"):

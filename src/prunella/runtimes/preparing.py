@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +14,39 @@ from torch.utils import _pytree as pytree
 
 from prunella.errors import ConfigError
 from prunella.model.modes import copied
-from prunella.runtimes import in_onnxruntime, in_openvino
+from prunella.runtimes import in_onnxruntime, in_openvino, in_torch
 from prunella.runtimes.converting import write_onnx
 from prunella.runtimes.flattening import form_of
 from prunella.runtimes.in_torch import prepare_torch
 from prunella.runtimes.prepared import Array, Prepared
-from prunella.runtimes.runtime import Runtime
+from prunella.runtimes.runtime import Runtime, required
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+_FIND: Mapping[str, Callable[[Runtime], object]] = {
+    "torch": in_torch.device_of,
+    "torch-compile": in_torch.device_of,
+    "onnxruntime": in_onnxruntime.provider_of,
+    "openvino": in_openvino.device_of,
+}
 _LOAD = {"onnxruntime": in_onnxruntime.load, "openvino": in_openvino.load}
+
+
+def available(runtime: Runtime | str) -> None:
+    """See that a runtime can be had here, before anything that takes long is done for it.
+
+    Args:
+        runtime: A `Runtime` or its text form.
+
+    Raises:
+        ConfigError: It is not installed, or has no such device or dtype here.
+    """
+    runtime = Runtime.of(runtime)
+    _FIND[runtime.name](runtime)
+    if runtime.name in _LOAD:
+        required("onnx", "onnx")
+        required("onnxscript", "onnx")
 
 
 def prepare(
