@@ -68,7 +68,7 @@ def test_values_as_typed_on_a_command_line(key: str, text: str, value: object) -
         ("budget.latency", "8", "a time with its unit ('8ms', '0.2 s'), got 8"),
         ("budget.latency", "1.5", "latency is a share of the dense model's in (0, 1]"),
         ("budget.runtime", "torch", "there is none: give `latency` too"),
-        ("budget.runtime", "onnx", "no runtime `onnx`; did you mean `onnxruntime`?"),
+        ("budget.runtime", "onnxruntim", "no runtime `onnxruntim`; did you mean `onnxruntime`?"),
         ("budget.runtime", "torch:cores=2", "`cores=2` in the runtime `torch:cores=2`"),
         ("finetune.epochs", "0", "`finetune.epochs`: input should be greater than or equal to 1"),
         ("finetune.epochs", "many", "got 'many'"),

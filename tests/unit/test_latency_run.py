@@ -1,7 +1,6 @@
 """Runs with a budget on time: measured once, spent in rounds, kept by the stopwatch, told."""
 
 import html
-import logging
 import re
 import sys
 from collections.abc import Callable
@@ -26,7 +25,6 @@ from prunella.model.carrying import plan_of
 from prunella.pipeline import finishing, profiling, rounds
 from prunella.pipeline.context import Context
 from prunella.pipeline.slots import Slot
-from prunella.progress import rich_progress
 from prunella.report import render
 from prunella.runtimes import Runtime
 from tests.models import ZOO
@@ -277,20 +275,3 @@ def test_any_budget_goes_in_rounds_and_is_suggested(name: str, tmp_path: Path) -
     record = pipeline.run(config).record
     assert [len(found.attempts) for found in record.rounds] == [1, 1]
     assert record.outcome == "done"
-
-
-@pytest.mark.slow
-def test_a_real_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    caplog.set_level(logging.INFO, logger="prunella")
-    monkeypatch.setenv("PRUNELLA_CACHE", str(tmp_path / "cache"))
-    config = timed(tmp_path / "run", 0.8, prune__rounds=1, run__threads=1)
-    result = pipeline.run(config, rich_progress)
-    held = result.record.latency_budget
-    assert held is not None
-    assert held.runtime == "torch:threads=1"
-    assert held.limit_ms > 0
-    assert held.got_ms > 0
-    assert held.kept == (result.record.outcome == "done")
-    assert list((tmp_path / "cache/latency").glob("*.jsonl"))
-    assert "latency on torch:threads=1: dense" in caplog.text
-    assert re.search("latency, try 1: .*asked", caplog.text)

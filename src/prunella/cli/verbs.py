@@ -193,6 +193,8 @@ VERBS = (
         "Kill it at any moment and give the same command again: it goes on where it was and ends "
         "with the same plan.\n\n"
         "Example: prunella run digits --budget.macs 0.5 --finetune.max_drop 0.01\n\n"
+        "In time instead of multiply-accumulates: --budget.latency 0.5 --budget.runtime "
+        "onnxruntime:threads=1. The network is timed at many widths first, once.\n\n"
         "Next: open report.html in the work folder",
         ("task", "budget", "analyze", "prune", "finetune", "run"),
         _task("run"),

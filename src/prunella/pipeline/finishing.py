@@ -13,7 +13,7 @@ from torch import nn
 from prunella.costs import count_macs, count_params
 from prunella.costs.latency import Latency, compare, speedup
 from prunella.errors import CertificateError
-from prunella.latency.meeting import judged
+from prunella.latency.meeting import Met, judged
 from prunella.model.carrying import plan_of
 from prunella.model.structure import digest_of, tensors
 from prunella.pipeline.context import Context, data_digest, weights_digest
@@ -104,6 +104,8 @@ def latency(context: Context, model: nn.Module | None) -> Entry:
     }
     if bound is not None:
         inputs["budget"] = {"latency": bound, "runtime": str(context.runtime)}
+    # Asked for where all processes are: the first one alone does what follows.
+    known = None if model is None else context.latency_model
 
     def make() -> Made:
         found = _timed(context, models)
@@ -113,8 +115,11 @@ def latency(context: Context, model: nn.Module | None) -> Entry:
         }
         if model is not None:
             payload["text"] = str(speedup(found["baseline"], found["compressed"]))
-            if (held := _held(context, model, found)) is not None:
-                payload["budget"] = held
+            plan = plan_of(model)
+            predicted = None if plan is None else plan.after.latency
+            if bound is not None and known is not None and predicted is not None:
+                met = judged(found["baseline"], found["compressed"], bound, known, predicted)
+                payload["budget"] = _held(met)
         return payload, ()
 
     return remembered(context, "latency", inputs, make, quiet=True)
@@ -133,14 +138,8 @@ def _timed(context: Context, models: Mapping[str, nn.Module]) -> dict[str, Laten
         return compare(ready, seconds=seconds)
 
 
-def _held(
-    context: Context, model: nn.Module, times: Mapping[str, Latency]
-) -> dict[str, Any] | None:
-    """Hold what was measured against the budget on time; None where there is none."""
-    bound, known, plan = context.config.budget.latency, context.latency_model, plan_of(model)
-    if bound is None or known is None or plan is None or plan.after.latency is None:
-        return None
-    met = judged(times["baseline"], times["compressed"], bound, known, plan.after.latency)
+def _held(met: Met) -> dict[str, Any]:
+    """Write down what was asked of time, what was predicted, and what came."""
     return {
         "runtime": met.runtime,
         "asked": met.asked,
