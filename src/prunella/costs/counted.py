@@ -1,7 +1,7 @@
 """Count the costs of a model by running it once under the framework's own counter."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from math import prod
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from prunella.model.modes import evaluating
+from prunella.model.modes import evaluating, unfused_attention
 from prunella.model.structure import tensors
 from prunella.tracing import Inputs, positional
 
@@ -18,17 +18,6 @@ class _Untracked(nullcontext[None]):
     """Stands in for the counter's module tracker, which fails on views of parameters."""
 
     parents = frozenset({"Global"})
-
-
-@contextmanager
-def _without_fast_path() -> Iterator[None]:
-    """Keep torch's attention from calling one operator that hides its products."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _more() -> dict[Any, Any]:
@@ -73,7 +62,7 @@ def count_macs(
     args, kwargs = positional(example_inputs), dict(example_kwargs or {})
     counter = FlopCounterMode(display=False, custom_mapping=_more())
     counter.mod_tracker = _Untracked()  # type: ignore[assignment]
-    with evaluating(model), torch.no_grad(), _without_fast_path(), counter:
+    with evaluating(model), torch.no_grad(), unfused_attention(), counter:
         model(*args, **kwargs)
     firsts = {a.shape[0] for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.ndim}
     samples = firsts.pop() if len(firsts) == 1 else 1

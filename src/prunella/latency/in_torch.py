@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from prunella.latency.measured import Place, Sample
 from prunella.latency.moulding import NoMouldError, link
-from prunella.latency.samples import Place, Sample
 from prunella.latency.subject import Subject
 from prunella.latency.whole import clock_for, low, repeat, time_whole
+from prunella.model.modes import unfused_attention
 from prunella.plan import Plan
 from prunella.runtimes import Prepared, Runtime, prepare
 
@@ -54,7 +55,7 @@ class TorchBench:
 
     @cached_property
     def places(self) -> Mapping[str, Place]:
-        """The regions by name: every call of an operator is one, if there are calls."""
+        """The regions by name: every call of an operator is one, if the same are called always."""
         if self._runtime.name != "torch":
             return {}
         plans = self._subject.telling()
@@ -63,7 +64,9 @@ class TorchBench:
         for plan in plans:
             with self._prepared(plan) as ready:
                 runs.append(_calls(ready))
-        found = {}
+        found: dict[str, Place] = {}
+        if any([op for op, _, _ in run] != [op for op, _, _ in runs[0]] for run in runs):
+            return found  # which operators are called depends on the widths
         for i, call in enumerate(runs[0]):
             sizes = [
                 link_or_none([run[i][2][t] for run in runs], known) for t in range(len(call[2]))
@@ -99,7 +102,7 @@ def link_or_none(shapes: list[tuple[int, ...]], known: np.ndarray) -> np.ndarray
 
 def _calls(ready: Prepared) -> list[tuple[str, float, Shapes]]:
     clock = _Clock(ready.runtime)
-    with clock:
+    with unfused_attention(), clock:  # the same operators at all widths; the whole runs as it does
         ready.run()
     return clock.calls
 

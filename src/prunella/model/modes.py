@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 
@@ -17,6 +18,20 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, training in flags.items():
             module.training = training
+
+
+@contextmanager
+def unfused_attention() -> Iterator[None]:
+    """Keep torch's attention from calling one operator that hides its products.
+
+    It does so in evaluation mode, but not with an odd number of heads, say.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def forget(model: nn.Module) -> None:
