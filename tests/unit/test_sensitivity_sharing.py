@@ -196,6 +196,26 @@ def test_too_little_memory_shares_a_part(room: int, caplog: pytest.LogCaptureFix
     assert "do not fit" in caplog.text or "fit 3,000 bytes" in caplog.text
 
 
+@pytest.mark.parametrize("memory", [0, PLENTY])
+def test_autocast_around_it_all_casts_the_weights_as_they_are(memory: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 4)).eval()
+    example = torch.randn(8, 6)
+    evaluate = mean_square([((example,), {})])
+
+    def inside(given: nn.Module) -> float:
+        with torch.autocast("cpu", torch.bfloat16):
+            return evaluate(given)
+
+    groups = prunella.couple(prunella.trace(model, (example,)))
+    given = (model, groups, prunella.score(model, groups))
+    settings = {"metric": "m", "higher_is_better": True, "ratios": RATIOS, "memory": memory}
+    wanted = analyze(*given, inside, **settings)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert analyze(*given, evaluate, **settings) == wanted
+        assert evaluate(model) == wanted.baseline
+
+
 def test_autocast_of_the_function_is_that_of_the_graph() -> None:
     given = images(4, 4)
 

@@ -14,7 +14,14 @@ from prunella.model.modes import evaluating
 from prunella.plan import Groups, Scores
 from prunella.repairing.divergence import distance, divergence, divergence_from
 from prunella.sensitivity.curves import RATIOS, Sensitivity, removed
-from prunella.sensitivity.measuring import Cut, Progress, analyze, check_value, lowest
+from prunella.sensitivity.measuring import (
+    Cut,
+    Progress,
+    analyze,
+    cast_anew,
+    check_value,
+    lowest,
+)
 from prunella.sensitivity.processes import Step
 from prunella.sensitivity.sharing import Evaluate
 
@@ -106,7 +113,7 @@ def estimate(  # noqa: PLR0913  every argument is one decision of the user's
     with evaluating(model):
         for name, count in [("", 0), *cells]:
             gone = {name: lowest(scores.values[name], count)} if count else {}
-            with cut(model, groups, gone):
+            with cast_anew(cut(model, groups, gone)):
                 values.append(float(evaluate(model)))
             check_value(values[-1], metric, groups, name, count)
     return _converted(near, cells, values, metric, higher_is_better=higher_is_better)

@@ -3,8 +3,8 @@
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -259,7 +259,7 @@ class _Loop:
         changing = touched(self.groups[name])
         self.shared.ready(changing, left)
         gone = {name: lowest(self.scores.values[name], count)}
-        with self.cut(self.model, self.groups, gone), self._recalibrated(changing):
+        with cast_anew(self.cut(self.model, self.groups, gone)), self._recalibrated(changing):
             return float(self.shared.changed())
 
     def _compare(self) -> None:
@@ -273,6 +273,20 @@ class _Loop:
         course = Course(self.groups.graph)
         behind = course.nodes[course.first_use(changing) :]
         return recalibrated(self.model, self.recalibrate, {node.module for node in behind})
+
+
+@contextmanager
+def cast_anew(cut: AbstractContextManager[nn.Module]) -> Iterator[nn.Module]:
+    """Have weights that are cut cast again, where all this runs inside the user's autocast.
+
+    It keeps what it has cast until it ends, whatever becomes of the weights meanwhile.
+    """
+    try:
+        with cut as model:
+            torch.clear_autocast_cache()
+            yield model
+    finally:
+        torch.clear_autocast_cache()
 
 
 def touched(group: Group) -> list[str]:
