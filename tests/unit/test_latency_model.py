@@ -22,13 +22,13 @@ from prunella.latency import latency, meeting, profile
 from prunella.latency.caching import measurements
 from prunella.latency.compiled import NETWORKS, fit_compiled
 from prunella.latency.fitting import fit, predict
+from prunella.latency.fitting_whole import fit_whole
 from prunella.latency.in_torch import TorchBench
 from prunella.latency.kernels import _assigned, _Kernel, regions
+from prunella.latency.measured import Place, Sample
 from prunella.latency.meeting import meet
 from prunella.latency.moulding import NoMouldError, link, mould, shapes_of
-from prunella.latency.samples import Place, Sample
 from prunella.latency.sampling import draw, telling
-from prunella.latency.unseen import fit_whole
 from prunella.latency.whole import clock_for
 from prunella.runtimes import Runtime, available
 from prunella.transforming.transforming import smaller

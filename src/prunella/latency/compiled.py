@@ -13,7 +13,7 @@ import numpy as np
 
 from prunella.costs.timed import Part, Region
 from prunella.latency.fitting import predict, solve
-from prunella.latency.samples import Sample
+from prunella.latency.measured import Sample
 
 NETWORKS = 8
 """Networks that are compiled: two numbers are fitted, and held-out ones judge them."""

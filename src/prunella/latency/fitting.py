@@ -14,7 +14,7 @@ from scipy.optimize import nnls
 
 from prunella.costs.timed import Part, Region
 from prunella.costs.widths import PLAIN, Step, Width
-from prunella.latency.samples import Place, Sample
+from prunella.latency.measured import Place, Sample
 
 STEPS = (
     PLAIN,

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prunella.latency.kernels import regions, time_kernels
+from prunella.latency.measured import Place, Sample
 from prunella.latency.moulding import Linked, Mould, NoMouldError, link, mould, shapes_of
-from prunella.latency.samples import Place, Sample
 from prunella.latency.subject import Subject
 from prunella.latency.whole import time_whole
 from prunella.plan import Plan

@@ -20,12 +20,12 @@ from prunella.latency import compiled
 from prunella.latency.caching import measurements
 from prunella.latency.compiled import fit_compiled
 from prunella.latency.fitting import fit, predict
+from prunella.latency.fitting_whole import fit_whole
 from prunella.latency.in_onnxruntime import OnnxBench
 from prunella.latency.in_torch import TorchBench
-from prunella.latency.samples import Bench, Sample, from_head, read, to_entry, to_head
+from prunella.latency.measured import Bench, Sample, from_head, read, to_entry, to_head
 from prunella.latency.sampling import draw
 from prunella.latency.subject import Subject
-from prunella.latency.unseen import fit_whole
 from prunella.plan import Groups, Plan
 from prunella.progress import Progress, or_silent
 from prunella.runtimes import Runtime, available

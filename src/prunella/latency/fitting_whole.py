@@ -15,7 +15,7 @@ from prunella.costs.timed import Part, Region
 from prunella.costs.widths import PLAIN, Step, Width
 from prunella.coupling.resizing import flow_of
 from prunella.latency.fitting import STEPS, columns_of, solve
-from prunella.latency.samples import Sample
+from prunella.latency.measured import Sample
 from prunella.plan import Groups
 
 
