@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunella
-from benchmarks import analysis_cost
+from benchmarks import analysis_cost, record
 from benchmarks.analysis_cost import table
 from benchmarks.analysis_cost.subjects import SUBJECTS, Batch, Subject
 from benchmarks.analysis_cost.work import Work
 from prunella.calibration import Calibration
+from prunella.journal import Journal
 from prunella.sensitivity import Samplewise, removed
 
 Row = dict[str, Any]
@@ -30,15 +31,27 @@ CONFIDENCE = 0.95
 
 @dataclass
 class Judge:
-    """The cross-entropy on some batches; keeps the other figures of every model it judged."""
+    """The cross-entropy on some batches; keeps the other figures of every model it judged.
+
+    Args:
+        batches: What it judges on.
+        bf16: Whether under autocast to bfloat16.
+        seen: The other figures, by the cross-entropy.
+        diary: Where figures are kept for going on after a kill, with the CPU seconds since the
+            last; None: nowhere.
+    """
 
     batches: Sequence[Batch]
+    bf16: bool = False
     seen: dict[float, dict[str, float]] = field(default_factory=dict)
+    diary: Journal | None = None
+    _since: float = 0
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> float:
         """Return the cross-entropy."""
-        outputs = torch.cat([model(images) for images, _ in self.batches])
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            outputs = torch.cat([model(images) for images, _ in self.batches]).float()
         labels = torch.cat([found for _, found in self.batches])
         losses = F.cross_entropy(outputs, labels, reduction="none").double()
         right = (outputs.argmax(1) == labels).double()
@@ -51,7 +64,19 @@ class Judge:
             "accuracy, first half": float(right[:half].mean()),
             "accuracy, second half": float(right[half:].mean()),
         }
+        if self.diary is not None:
+            now = time.process_time()
+            entry = {"value": value, "seen": self.seen[value], "cpu": now - self._since}
+            self.diary.append(entry)
+            self._since = now
         return value
+
+    def begin(self, diary: Journal | None) -> float:
+        """Keep figures there from now on; return the CPU seconds that went into what it has."""
+        self.diary, self._since = diary, time.process_time()
+        entries = () if diary is None else diary.entries
+        self.seen |= {entry["value"]: entry["seen"] for entry in entries}
+        return float(sum(entry["cpu"] for entry in entries))
 
 
 @dataclass(eq=False)
@@ -59,6 +84,7 @@ class Analysis:
     """Everything that the ways to analyse one network need."""
 
     subject: Subject
+    out: Path
 
     @cached_property
     def model(self) -> nn.Module:
@@ -73,7 +99,7 @@ class Analysis:
     @cached_property
     def judge(self) -> Judge:
         """Judges on all of the images."""
-        return Judge(self.images[0])
+        return Judge(self.images[0], self.subject.bf16)
 
     @cached_property
     def given(self) -> tuple[nn.Module, prunella.Groups, prunella.Scores]:
@@ -87,33 +113,52 @@ class Analysis:
         samples = sum(len(labels) for _, labels in self.judge.batches)
         return Work(self.given[1], self.subject.ratios, samples)
 
+    @property
+    def head(self) -> Row:
+        """What every row of the network says."""
+        return {"groups": len(self.given[1]), "ratios": list(self.subject.ratios)}
+
     def one(self) -> float:
         """Return the CPU seconds of one evaluation, at this moment."""
-        return min(timed(lambda: self.judge(self.model))[1] for _ in range(2))
+        return timed(lambda: self.judge(self.model))[1]
 
     def ways(self) -> Iterator[tuple[str, Callable[[], Row]]]:
         """Yield the name of every row, and what measures it."""
-        yield "plain", partial(self.measured, 0, self.work.plain)
-        yield "exact", partial(self.measured, None, self.work.exact)
+        yield "plain", partial(self.measured, "plain", 0, self.work.plain)
+        yield "exact", partial(self.measured, "exact", None, self.work.exact)
         for count in self.subject.samples:
             yield f"estimate, {count} samples", partial(self.estimated, count)
         yield f"one pass, {count} samples", partial(self.one_pass, count)
         yield "early stop", self.stopped
 
-    def measured(self, memory: int | None, work: float) -> Row:
-        """Analyse in full."""
-        found, cpu, clock = timed(
-            lambda: prunella.analyze(*self.given, self.judge, memory=memory, **self._settings)
+    def measured(self, name: str, memory: int | None, work: float) -> Row:
+        """Analyse in full; after a kill it goes on where it was."""
+        values, figures = (
+            self.out.with_suffix(f".{name}.{part}") for part in ("values", "figures")
         )
-        values = cells(found)
-        row = {"cpu": cpu, "clock": clock, "work": work, "loss": values}
-        figures = [self.judge.seen[value] for value in [found.baseline, *values]]
-        return row | {key: [one[key] for one in figures[1:]] for key in figures[0]}
+        known = self.judge.begin(Journal(figures, {"subject": self.subject.name}))
+        found, cpu, clock = timed(
+            lambda: prunella.analyze(
+                *self.given,
+                self.judge,
+                memory=memory,
+                record=values,
+                data=self.subject.name,
+                **self._settings,
+            )
+        )
+        self.judge.begin(None)
+        row = {"cpu": known + cpu, "clock": clock, "work": work, "loss": cells(found)}
+        seen = [self.judge.seen[value] for value in [found.baseline, *row["loss"]]]
+        values.unlink()
+        figures.unlink()
+        return row | {key: [one[key] for one in seen[1:]] for key in seen[0]}
 
     def estimated(self, count: int) -> Row:
         """Predict from distances of so many samples."""
         data = calibration(self.images[1], count)
-        found, cpu, clock = timed(lambda: self._estimate(data))
+        with self._autocast():
+            found, cpu, clock = timed(lambda: self._estimate(data))
         work = self.work.estimate(count, PROBES)
         return {"cpu": cpu, "clock": clock, "work": work, "loss": cells(found)}
 
@@ -128,7 +173,8 @@ class Analysis:
                 curvature=prunella.score(model, groups, "fisher", data),
             )
 
-        found, cpu, clock = timed(predicted)
+        with self._autocast():
+            found, cpu, clock = timed(predicted)
         work = self.work.one_pass(count, PROBES)
         return {"cpu": cpu, "clock": clock, "work": work, "loss": cells(found)}
 
@@ -144,7 +190,8 @@ class Analysis:
             if batch is batches[0]:
                 seen.append(0)
             seen[-1] += len(batch[1])
-            return model(batch[0]).argmax(1) == batch[1]
+            with self._autocast():
+                return model(batch[0]).argmax(1) == batch[1]
 
         settings = self._settings | {"metric": "accuracy", "higher_is_better": True}
         found, cpu, clock = timed(
@@ -164,6 +211,9 @@ class Analysis:
     @property
     def _settings(self) -> dict[str, Any]:
         return {"metric": "loss", "higher_is_better": False, "ratios": self.subject.ratios}
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.subject.bf16)
 
     def _estimate(self, data: Calibration, **more: Any) -> prunella.Sensitivity:
         settings = self._settings | {"probes": PROBES, **more}
@@ -214,25 +264,27 @@ def main() -> int:
     if unknown:
         parser.error(f"no such network: {', '.join(unknown)}; there are {', '.join(SUBJECTS)}")
     torch.set_num_threads(1)
-    found = table.read(options.out) if options.resume else {}
+    if not options.resume:
+        for unfinished in options.out.parent.glob(f"{options.out.name}.*.*.*s"):
+            unfinished.unlink()
+    rows = record.read(options.out) if options.resume else []
     for key in options.names or SUBJECTS:
         subject = SUBJECTS[key]
-        analysis = Analysis(subject)
-        network = found.setdefault(key, {"name": subject.name, "rows": {}})
-        network |= {"groups": len(analysis.given[1]), "ratios": subject.ratios}
+        analysis = Analysis(subject, options.out.with_name(f"{options.out.name}.{key}"))
         print(subject.name, flush=True)
+        before = None
         for name, way in analysis.ways():
-            if name in network["rows"]:
+            if any((row["network"], row["way"]) == (subject.name, name) for row in rows):
                 continue
-            before = analysis.one()
-            row = way()
-            row["one"] = (before + analysis.one()) / 2
-            network["rows"][name] = row
+            before = before or analysis.one()
+            row = {"network": subject.name, "way": name, **analysis.head, **way()}
+            after = analysis.one()
+            rows.append(row | {"one": (before + after) / 2})
+            before = after
             print(f"  {name}: {row['cpu']:.0f} s of CPU, {row['work']:.1f} evaluations", flush=True)
-            table.write(found, options.out)
-    table.write(found, options.out)
-    rows = [network["rows"] for network in found.values()]
-    return int(any(each["plain"]["loss"] != each["exact"]["loss"] for each in rows))
+            record.write(rows, options.out, table.PACKAGES, table.page)
+    record.write(rows, options.out, table.PACKAGES, table.page)
+    return int(not all(map(table.same, table.networks(rows).values())))
 
 
 if __name__ == "__main__":

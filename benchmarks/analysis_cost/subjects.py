@@ -24,6 +24,7 @@ class Subject:
             the model.
         ratios: Shares of channels removed.
         samples: Numbers of calibration samples to try.
+        bf16: Whether all forward passes run under autocast to bfloat16.
     """
 
     name: str
@@ -31,19 +32,27 @@ class Subject:
     images: Callable[[nn.Module], Images]
     ratios: tuple[float, ...]
     samples: tuple[int, ...]
+    bf16: bool = False
 
 
 def _batches(images: Tensor, labels: Tensor, size: int) -> list[Batch]:
     return list(zip(images.split(size), labels.split(size), strict=True))
 
 
+_JUDGED = 5_000
+"""Of the test images; the others are for calibration."""
+
+
+def _resnet56() -> nn.Module:
+    return load("cifar10", depth=56).model().to(memory_format=torch.channels_last)
+
+
 def _cifar(_: nn.Module) -> Images:
-    task = load("cifar10", depth=56, limit=600)
-    judged, other = (
-        [torch.cat(part) for part in zip(*task.data(split), strict=True)]
-        for split in ("test", "valid")
-    )
-    return _batches(judged[0], judged[1], 200), _batches(other[0], other[1], 64)
+    found = load("cifar10", depth=56).data("test")
+    images, labels = (torch.cat(part) for part in zip(*found, strict=True))
+    images = images.contiguous(memory_format=torch.channels_last)
+    judged = _batches(images[:_JUDGED], labels[:_JUDGED], 250)
+    return judged, _batches(images[_JUDGED:], labels[_JUDGED:], 64)
 
 
 _ANIMALS = 398
@@ -61,11 +70,12 @@ def _animals(model: nn.Module) -> Images:
 
 SUBJECTS = {
     "resnet56": Subject(
-        "ResNet-56, 600 test images of CIFAR-10",
-        lambda: load("cifar10", depth=56).model(),
+        "ResNet-56, 5,000 test images of CIFAR-10",
+        _resnet56,
         _cifar,
         (0.1, 0.3, 0.5, 0.7, 0.9),
-        (32, 64, 128),
+        (64, 128, 256, 512),
+        bf16=True,
     ),
     "mobilenet_v2": Subject(
         "MobileNetV2, 64 pictures of animals",

@@ -1,13 +1,12 @@
-"""The result: one network after the other, as JSON and as a page."""
+"""The page: one network after the other."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
 
 from benchmarks import analysis_cost, record
+from benchmarks.record import Row
 from prunella.sensitivity.settling import LEAST, WITHIN
 
 PACKAGES = ("torch", "timm")
@@ -17,26 +16,21 @@ HEAD = (
 )
 
 
-def write(found: dict[str, Any], out: Path) -> None:
-    """Write both files, each put in place in one step."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    written = (
-        json.dumps({"versions": record.versions(PACKAGES), "networks": found}, indent=1) + "\n"
-    )
-    for suffix, text in ((".json", written), (".md", page(found))):
-        fresh = out.with_suffix(suffix + ".new")
-        fresh.write_text(text)
-        fresh.replace(out.with_suffix(suffix))
-
-
-def read(out: Path) -> dict[str, Any]:
-    """Return what an earlier run wrote, network by network, row by row."""
-    path = out.with_suffix(".json")
-    found: dict[str, Any] = json.loads(path.read_text())["networks"] if path.exists() else {}
+def networks(rows: list[Row]) -> dict[str, dict[str, Row]]:
+    """Sort rows by network, then by way."""
+    found: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault(row["network"], {})[row["way"]] = row
     return found
 
 
-def page(found: dict[str, Any]) -> str:
+def same(rows: dict[str, Row]) -> bool:
+    """Say whether the exact way found the plain one's numbers, as far as there are both."""
+    found = [rows[way]["loss"] for way in ("plain", "exact") if way in rows]
+    return all(one == found[0] for one in found)
+
+
+def page(rows: list[Row]) -> str:
     """Write the Markdown page."""
     lines = [
         "# What the analysis costs",
@@ -45,9 +39,9 @@ def page(found: dict[str, Any]) -> str:
         "",
         "Protocol" + (analysis_cost.__doc__ or "").partition("Protocol")[2].rstrip(),
     ]
-    for network in found.values():
-        if "plain" in network["rows"]:
-            lines += ["", *_section(network)]
+    for name, ways in networks(rows).items():
+        if "plain" in ways:
+            lines += ["", *_section(name, ways)]
     return "\n".join(lines) + "\n"
 
 
@@ -61,37 +55,37 @@ def _most(halves: float) -> float:
     return float(np.sqrt(max(2 * halves / (1 + halves), 0)))
 
 
-def _section(network: dict[str, Any]) -> list[str]:
-    plain = network["rows"]["plain"]
-    ratios = ", ".join(map(str, network["ratios"]))
+def _section(name: str, ways: dict[str, Row]) -> list[str]:
+    plain = ways["plain"]
+    ratios = ", ".join(map(str, plain["ratios"]))
     loss, accuracy = (
-        rank(plain[f"{name}, first half"], plain[f"{name}, second half"])
-        for name in ("loss", "accuracy")
+        rank(plain[f"{metric}, first half"], plain[f"{metric}, second half"])
+        for metric in ("loss", "accuracy")
     )
     return [
-        f"## {network['name']}",
+        f"## {name}",
         "",
-        f"{network['groups']} groups at ratios {ratios}: {len(plain['loss'])} values. One "
+        f"{plain['groups']} groups at ratios {ratios}: {len(plain['loss'])} values. One "
         f"evaluation takes {plain['one']:.2f} s of CPU. *halves* agree to {loss:.3f} (loss) and "
         f"{accuracy:.3f} (accuracy): *at most* {_most(loss):.3f} and {_most(accuracy):.3f}."
-        + (f" {network['note']}" if "note" in network else ""),
+        + (f" {plain['note']}" if "note" in plain else ""),
         "",
         f"| {HEAD} |",
         "| --- " * (HEAD.count("|") + 1) + "|",
-        *(_line(name, row, plain) for name, row in network["rows"].items()),
-        *_early(network["rows"]),
+        *(_line(way, row, plain) for way, row in ways.items()),
+        *_early(ways),
     ]
 
 
-def _line(name: str, row: dict[str, Any], plain: dict[str, Any]) -> str:
+def _line(way: str, row: Row, plain: Row) -> str:
     ranks = ["", ""]
-    if name == "early stop":
+    if way == "early stop":
         ranks[1] = f"{rank(row['accuracy'], plain['accuracy']):.3f}"
-    elif name not in ("plain", "exact"):
+    elif way not in ("plain", "exact"):
         ranks[0] = f"{rank(row['loss'], plain['loss']):.3f}"
         ranks[1] = f"{-rank(row['loss'], plain['accuracy']):.3f}"
     cells = [
-        name,
+        way,
         f"{row['cpu']:.0f}",
         f"{row['work']:.1f}",
         f"{_evaluations(plain) / _evaluations(row):.1f}x / {plain['work'] / row['work']:.1f}x",
@@ -101,11 +95,11 @@ def _line(name: str, row: dict[str, Any], plain: dict[str, Any]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _evaluations(row: dict[str, Any]) -> float:
+def _evaluations(row: Row) -> float:
     return float(row["cpu"] / row["one"])
 
 
-def _early(rows: dict[str, Any]) -> list[str]:
+def _early(rows: dict[str, Row]) -> list[str]:
     if "early stop" not in rows:
         return []
     row = rows["early stop"]
