@@ -29,8 +29,8 @@ class LatencyBudgetRecord:
     """A budget on time: what was asked, what was predicted of the model, what it got.
 
     `asked` is as the user wrote it, `limit_ms` what that is on `runtime`. `got_ms` is told by runs
-    beside the dense model's, so it is what the model takes on a quiet machine. `kept` is false
-    where the limit is exceeded by more than the noise. `error` is the median error of predictions
+    beside the dense model's, so it is what the model takes on a quiet machine. `kept` is None where
+    the limit is exceeded, but not by more than the noise. `error` is the median error of predictions
     of networks that the latency model had not seen.
     """
 
@@ -39,7 +39,7 @@ class LatencyBudgetRecord:
     limit_ms: float
     predicted_ms: float
     got_ms: float
-    kept: bool
+    kept: bool | None
     error: float
 
 

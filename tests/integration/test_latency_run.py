@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import sklearn.datasets  # noqa: F401  its first import sets environment variables
 from click.testing import Result
 from typer.testing import CliRunner
 
@@ -31,11 +32,12 @@ def call(verb: str, folder: Path, *more: str) -> Result:
 
 @pytest.mark.slow
 def test_digits_within_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PRUNELLA_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "run"
     rehearsed = call("prune", folder, "--dry-run")
     assert rehearsed.exit_code == 0, rehearsed.output
-    assert re.search("latency, +predicted|latency,", rehearsed.stdout)
+    assert "latency," in rehearsed.stdout
     assert " ms, " in rehearsed.stdout
     profile = (folder / "profile.json").read_bytes()
     (journal,) = (tmp_path / "cache/latency").iterdir()

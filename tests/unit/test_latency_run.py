@@ -15,6 +15,7 @@ import prunella
 from prunella import pipeline
 from prunella.allocating.planning import mask_of
 from prunella.cli import tables
+from prunella.costs.latency import Latency
 from prunella.costs.timed import LatencyModel, Part, Region, digest_of
 from prunella.costs.widths import PLAIN, widths
 from prunella.errors import BudgetError, ConfigError
@@ -275,3 +276,17 @@ def test_any_budget_goes_in_rounds_and_is_suggested(name: str, tmp_path: Path) -
     record = pipeline.run(config).record
     assert [len(found.attempts) for found in record.rounds] == [1, 1]
     assert record.outcome == "done"
+
+
+def test_noise_is_no_verdict(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compare(models: Any, **_: Any) -> dict[str, Latency]:
+        runs = {"baseline": (DENSE,) * 7, "compressed": (3.0, 9.0, 4.5, 9.0, 4.5, 4.5, 3.0)}
+        return {name: Latency(np.median(ms).item(), 3, 9, 7, ms) for name, ms in runs.items()}
+
+    monkeypatch.setattr(finishing, "compare", compare)
+    record = pipeline.run(timed(tmp_path, prune__rounds=1)).record
+    assert record.latency_budget is not None
+    assert record.latency_budget.got_ms == pytest.approx(4.5)
+    assert record.latency_budget.kept is None
+    assert record.outcome == "done"
+    assert "more, but not beyond the noise of these runs" in render(record)

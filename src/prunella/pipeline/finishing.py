@@ -146,7 +146,7 @@ def _held(met: Met) -> dict[str, Any]:
         "limit_ms": met.limit,
         "predicted_ms": met.predicted,
         "got_ms": met.got,
-        "kept": not met.missed,
+        "kept": met.kept or (False if met.missed else None),
         "error": met.error,
     }
 

@@ -271,7 +271,7 @@ def _end(context: Context, slot: Slot, tuned: Entry) -> bool:
     final = finish(context, slot, tuned)
     held = latency(context, context.load("final")).payload.get("budget")
     test(context, final)
-    if held is None or held["kept"]:
+    if held is None or held["kept"] is not False:
         return True
     context.note(
         f"the budget on latency is not kept: at most {held['limit_ms']:.4g} ms were asked, "

@@ -124,10 +124,11 @@ def verdict(run: RunRecord) -> str:
 
 def held(budget: LatencyBudgetRecord) -> str:
     """Say what was asked of time, what was predicted, and what came."""
+    kept = {True: "kept", False: "NOT kept", None: "more, but not beyond the noise of these runs"}
     return (
         f"asked {setting(budget.asked)}, at most {measure(budget.limit_ms)} ms; predicted "
         f"{measure(budget.predicted_ms)} ms; got {measure(budget.got_ms)} ms on {budget.runtime}: "
-        f"{'kept' if budget.kept else 'NOT kept'}"
+        f"{kept[budget.kept]}"
     )
 
 
