@@ -13,7 +13,7 @@ from prunella.calibration import Calibration
 from prunella.errors import ConfigError, TaskError
 from prunella.repairing.divergence import distance, divergence, divergence_from
 from prunella.sensitivity import DIVERGENCE, Sensitivity, analyze, estimate
-from prunella.sensitivity.estimating import _levels
+from prunella.sensitivity.estimating import _between, _levels
 from prunella.tasks import evaluate
 from tests import oracle, tiny_task
 
@@ -144,7 +144,56 @@ def test_what_makes_no_sense_is_an_error(setup: Setup) -> None:
         estimate(model, groups, scores, samples(8), lambda m: float("nan"), metric="loss")
 
 
-def test_levels_are_a_line_through_nothing_that_never_falls() -> None:
+def test_levels_are_corners_of_a_line_that_rises() -> None:
     distances, fitted = _levels([4.0, 1.0, 2.0, 3.0], [0.5, -0.1, 0.3, 0.2])
-    assert distances.tolist() == [0, 1, 2.5, 4]
-    assert fitted.tolist() == [0, 0, 0.25, 0.5]
+    assert distances.tolist() == [2.5, 4]
+    assert fitted.tolist() == [0.25, 0.5]
+    assert [len(part) for part in _levels([0.0, 1.0], [0.0, -0.2])] == [0, 0]
+
+
+def test_the_line_ends_at_the_largest_loss() -> None:
+    distances, fitted = _levels([1.0, 2.0, 4.0], [0.1, 0.9, 0.7])
+    assert distances.tolist() == [1, 3, 4]
+    assert fitted.tolist() == pytest.approx([0.1, 0.8, 0.9])
+    distances, fitted = _levels([1.0, 2.0, 4.0], [0.1, 0.8, 0.8])
+    assert distances.tolist() == [1, 3]
+    assert fitted.tolist() == pytest.approx([0.1, 0.8])
+
+
+def test_between_corners_the_loss_is_a_power_of_the_distance() -> None:
+    corners = np.array([1.0, 4.0]), np.array([0.1, 0.8])
+    assert _between(*corners, 2.0) == pytest.approx((0.1 * 0.8) ** 0.5)
+    assert _between(*corners, 0.01) == pytest.approx(0.1 * 0.01**1.5)
+    assert _between(*corners, 8.0) == pytest.approx(0.8)
+    assert _between(*corners, 0.0) == 0
+    steep = np.array([1.0, 1.1]), np.array([1e-9, 1.0])
+    assert _between(*steep, 0.1) == pytest.approx(1e-11)
+    assert _between(np.array([2.0]), np.array([0.3]), 1.0) == pytest.approx(0.15)
+    assert _between(np.array([]), np.array([]), 1.0) == 0
+
+
+def test_cuts_that_a_probe_finds_harmless_keep_their_order(setup: Setup) -> None:
+    model, groups, scores = setup
+    near = analyze(
+        model,
+        groups,
+        scores,
+        divergence_from(model, samples(16), distance),
+        metric="distance",
+        higher_is_better=False,
+        ratios=RATIOS,
+    )
+    calls: list[int] = []
+
+    def noisy(given: nn.Module) -> float:
+        """Say of the first cuts, the least harmful ones, that they help."""
+        calls.append(1)
+        return loss(given) - (0.5 if len(calls) in (2, 3) else 0)
+
+    found = estimate(
+        model, groups, scores, samples(16), noisy, metric="loss", ratios=RATIOS, probes=4
+    )
+    order = np.argsort(losses(near))
+    steps = np.diff(losses(near)[order])
+    assert (np.diff(losses(found)[order])[steps > 1e-6] > 0).all()
+    assert (losses(found) >= 0).all()

@@ -53,8 +53,8 @@ def estimate(  # noqa: PLR0913  every argument is one decision of the user's
     does (`repairing.divergence.distance`), and it needs a few dozen samples where the metric needs
     thousands: each sample is compared with itself, not counted as right or wrong. So every group is
     cut at every ratio on the calibration data alone, without labels, sharing what comes before the
-    group. A few of these cuts, from harmless to fatal, are then evaluated in full, and a
-    non-decreasing function through them turns distance into metric.
+    group. A few of these cuts, from harmless to fatal, are then evaluated in full, and an
+    increasing function through them turns distance into metric.
 
     The rank of what was not evaluated is that of the distance; its value is as good as one function
     for all groups can be.
@@ -161,14 +161,14 @@ def _converted(
     }
     baseline, sign = values[0], -1 if higher_is_better else 1
     losses = [sign * (value - baseline) for value in values[1:]]
-    distances, fitted = _levels([at[cell] for cell in cells], losses)
+    corners = _levels([at[cell] for cell in cells], losses)
     return Sensitivity(
         metric=metric,
         higher_is_better=higher_is_better,
         baseline=baseline,
         ratios=near.ratios,
         curves={
-            name: tuple(baseline + sign * float(np.interp(v, distances, fitted)) for v in curve)
+            name: tuple(baseline + sign * _between(*corners, value) for value in curve)
             for name, curve in near.curves.items()
         },
         channels=near.channels,
@@ -176,14 +176,38 @@ def _converted(
 
 
 def _levels(distances: Sequence[float], losses: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the corners of a line through 0 that never falls and is nearest to these points.
+    """Return the corners of a line that rises everywhere and is nearest to these points.
 
-    Points that isotonic regression gives one value are one corner, in their middle: what lies
-    between two corners keeps its order.
+    Points that isotonic regression gives one value are one corner, in their middle. Points that it
+    finds no loss at are none: how small losses are is known from those that can be told from none.
+    A corner there would make a quarter of all cuts equal, and lose the order that distance has. The
+    line ends at the largest loss.
     """
-    order = np.argsort(distances, kind="stable")
-    x = np.asarray(distances, dtype=float)[order]
-    y = isotonic_regression(np.maximum(np.asarray(losses, dtype=float)[order], 0)).x
-    levels, block = np.unique(y, return_inverse=True)
-    middles = np.bincount(block, x) / np.bincount(block)
-    return np.concatenate([[0.0], middles]), np.concatenate([[0.0], levels])
+    known = np.asarray(distances, dtype=float) > 0
+    x, y = np.asarray(distances, dtype=float)[known], np.asarray(losses, dtype=float)[known]
+    if not (y > 0).any():
+        return np.empty(0), np.empty(0)
+    order = np.argsort(x, kind="stable")
+    x, y = x[order], y[order]
+    fitted = isotonic_regression(y).x
+    levels, block = np.unique(fitted[fitted > 0], return_inverse=True)
+    middles = np.bincount(block, x[fitted > 0]) / np.bincount(block)
+    if y.max() > levels[-1] and x[-1] > middles[-1]:
+        return np.append(middles, x[-1]), np.append(levels, y.max())
+    return middles, levels
+
+
+def _between(distances: np.ndarray, losses: np.ndarray, distance: float) -> float:
+    """Return the loss at a distance: a power of it from corner to corner, as both span decades.
+
+    Before the first corner the power goes on, between proportional and quadratic, which the loss is
+    in what moves outputs a little.
+    """
+    if distance <= 0 or not len(losses):
+        return 0.0
+    x, y = np.log(distances), np.log(losses)
+    at = np.log(distance)
+    if at < x[0]:
+        power = np.clip((y[1] - y[0]) / (x[1] - x[0]), 1, 2) if len(x) > 1 else 1.0
+        return float(np.exp(y[0] + power * (at - x[0])))
+    return float(np.exp(np.interp(at, x, y)))
