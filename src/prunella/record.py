@@ -30,8 +30,8 @@ class LatencyBudgetRecord:
 
     `asked` is as the user wrote it, `limit_ms` what that is on `runtime`. `got_ms` is told by runs
     beside the dense model's, so it is what the model takes on a quiet machine. `kept` is None where
-    the limit is exceeded, but not by more than the noise. `error` is the median error of predictions
-    of networks that the latency model had not seen.
+    the limit is exceeded, but not by more than the noise. `error` is the median error of what was
+    predicted of networks that the latency model had not seen.
     """
 
     runtime: str
