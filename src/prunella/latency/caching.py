@@ -15,7 +15,7 @@ from prunella.journal import Journal
 from prunella.plan import Groups
 from prunella.runtimes import Runtime
 
-_SCHEMA = "1"
+_SCHEMA = "2"
 
 log = logging.getLogger("prunella")
 
