@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-# Set by torch itself on first use.
-TORCHS_OWN = {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
+# Set by torch itself when it first exports or compiles.
+TORCHS_OWN = {
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",
+    "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
+}
 
 # Progress bars and colours would differ between a terminal and CI.
 os.environ.setdefault("NO_COLOR", "1")
@@ -43,7 +47,7 @@ def nothing_leaks() -> Iterator[None]:
         name
         for name in variables.keys() | os.environ.keys()
         if variables.get(name) != os.environ.get(name)
-    } - {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}  # torch.export sets the latter
+    } - {"PYTEST_CURRENT_TEST", *TORCHS_OWN}
     assert not changed, f"the test left environment variables changed: {sorted(changed)}"
     left = _left(threads)
     for _ in range(50):  # a pool that nobody holds any more ends its threads by and by
