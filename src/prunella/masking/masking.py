@@ -76,11 +76,13 @@ def zeroed(
                     saved.setdefault(tensor_name, found[tensor_name].clone())
                 for view in slices(found, groups, groups[name], channels):
                     view.zero_()
+        torch.clear_autocast_cache()  # the caller's autocast would go on with what it has cast
         yield model
     finally:
         with torch.no_grad():
             for name, tensor in saved.items():
                 found[name].copy_(tensor)
+        torch.clear_autocast_cache()
 
 
 def _touched(group: Group) -> list[str]:
