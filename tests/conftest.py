@@ -19,6 +19,8 @@ TORCHS_OWN = {
 
 # Progress bars and colours would differ between a terminal and CI.
 os.environ.setdefault("NO_COLOR", "1")
+# The pool of threads that inductor compiles with would outlive a test.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 
 def pytest_configure(config: pytest.Config) -> None:
