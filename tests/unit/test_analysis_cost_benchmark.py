@@ -77,10 +77,10 @@ def test_every_way_goes_on_after_a_kill(out: Path, monkeypatch: pytest.MonkeyPat
     found = run(out, monkeypatch)
     assert list(found) == [
         "plain",
-        "exact",
         "estimate, 8 samples",
         "estimate, 50 samples",
         "one pass, 50 samples",
+        "exact",
         "early stop",
     ]
     assert found["plain"] == plain
