@@ -39,13 +39,13 @@ class Case:
     images: Tensor
     labels: Tensor
     seed: int
-    budgets: tuple[int, ...]
+    budgets: tuple[float, ...]
 
-    def share(self, removed: int) -> float:
+    def share(self, removed: float) -> float:
         """Return the share of the MACs that may remain."""
         return (100 - removed) / 100
 
-    def limit(self, removed: int) -> int:
+    def limit(self, removed: float) -> int:
         """Return how many MACs may remain."""
         return int(self.share(removed) * prunella.count_macs(self.dense, self.example))
 
@@ -54,7 +54,7 @@ class Case:
         return list(self.images.split(BATCH))
 
 
-Pruned = tuple[int, nn.Module]
+Pruned = tuple[float, nn.Module]
 """Percent of the MACs that were to be removed, and what remains."""
 
 

@@ -1,16 +1,20 @@
 """Short finetuning of what a method left: the same loop, epochs and augmentation for every one."""
 
+import math
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from torch import nn
 
+import prunella
 from benchmarks.accuracy import ours, peer, reference
-from benchmarks.accuracy.case import Case, Method, problem
+from benchmarks.accuracy.case import Case, Method, Pruned, problem
+from benchmarks.accuracy.remembering import Remembering
 from benchmarks.record import Row
 from prunella.finetuning import Recipe, finetune
 
@@ -25,23 +29,27 @@ class Training:
         epochs: Passes over the 45,000 training images.
         distilled: Prunella's default recipe; otherwise cross-entropy alone.
         limit: Only so many training images, to try the program; None for all.
+        halfway: Epochs of these after a first prune, to the root of the share of MACs that may
+            remain; 0: prune once.
     """
 
     epochs: int
     distilled: bool
     limit: int | None = None
+    halfway: int = 0
 
     def __str__(self) -> str:
         """Name it as the tables do."""
         kind = "distilled" if self.distilled else "plain"
+        rounds = f" in rounds of {self.halfway} and {self.epochs - self.halfway}"
         few = f", {self.limit} images" if self.limit else ""
-        return f"{kind}, {self.epochs} epochs{few}"
+        return f"{kind}, {self.epochs} epochs{rounds if self.halfway else ''}{few}"
 
 
 def methods(
     network: str, rows: Iterable[Row], epochs: int | None, limit: int | None
 ) -> list[Method]:
-    """List every way to prune, each with both trainings.
+    """List every way to prune, each with both trainings, and Prunella's best way in rounds.
 
     Args:
         network: The network.
@@ -49,13 +57,27 @@ def methods(
         epochs: In place of the network's.
         limit: See `Training`.
     """
-    trainings = [Training(epochs or EPOCHS[network], kind, limit) for kind in (False, True)]
-    ways = [*ours.methods(), *reference.methods(), *_best(network, list(rows))]
-    return [
-        replace(way, training=training, seeded=True, screened=False, recalibrates=False)
-        for way in ways
-        for training in trainings
-    ]
+    count = epochs or EPOCHS[network]
+    trainings = [Training(count, kind, limit) for kind in (False, True)]
+    own = ours.methods()
+    ways = [*own, *reference.methods(), *_best(network, list(rows))]
+    found = [replace(way, training=training) for way in ways for training in trainings]
+    if halfway := 2 * count // 5:
+        rounds = Training(count, True, limit, halfway)
+        found.append(replace(own[-1], training=rounds, run=partial(_again, own[-1], rounds)))
+    return [replace(way, seeded=True, screened=False, recalibrates=False) for way in found]
+
+
+def _again(way: Method, training: Training, case: Case) -> Iterator[Pruned]:
+    """Prune halfway, train, and prune again."""
+    for removed in case.budgets:
+        first = 100 - 100 * math.sqrt(case.share(removed))
+        [(_, half)] = way.run(replace(case, budgets=(first,)))
+        begun = replace(training, epochs=training.halfway, halfway=0)
+        half, _ = trained(case, half, replace(way, training=begun), removed)
+        left = case.limit(removed) / prunella.count_macs(half, case.example)
+        [(_, model)] = way.run(replace(case, dense=half, budgets=(100 - 100 * left,)))
+        yield removed, model
 
 
 def _best(network: str, rows: list[Row]) -> list[Method]:
@@ -82,14 +104,21 @@ def _best(network: str, rows: list[Row]) -> list[Method]:
 
 
 def trained(case: Case, model: nn.Module, method: Method, removed: int) -> tuple[nn.Module, Row]:
-    """Finetune, and tell how it went. What a killed process had finished is not done again."""
+    """Finetune, and tell how it went. What a killed process had finished is not done again.
+
+    Of a method in rounds it is the last round that is done here.
+    """
     training: Any = method.training
     name = "-".join(
         str(part) for part in (method.tool, method.setting, training, removed, case.seed)
     )
     plain = "".join(c if c.isalnum() else "-" for c in f"{case.network}-{name}")
     task = problem(case.network, case.seed, training.limit)
-    settings: dict[str, Any] = {**task.settings, "epochs": training.epochs, "seed": case.seed}
+    settings: dict[str, Any] = {
+        **task.settings,
+        "epochs": training.epochs - training.halfway,
+        "seed": case.seed,
+    }
     if not training.distilled:
         settings["distill"] = 0.0
     recipe = Recipe(**settings, precision="bf16")
@@ -97,7 +126,7 @@ def trained(case: Case, model: nn.Module, method: Method, removed: int) -> tuple
         model,
         task,
         recipe,
-        teacher=case.dense if training.distilled else None,
+        teacher=Remembering(case.dense) if training.distilled else None,
         checkpoint=Path(tempfile.gettempdir()) / "prunella-accuracy" / plain,
     )
     return result.model, {

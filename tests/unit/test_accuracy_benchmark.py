@@ -11,7 +11,7 @@ from torch import nn
 
 import prunella
 from benchmarks import record
-from benchmarks.accuracy import page, reference, rows, running
+from benchmarks.accuracy import page, reference, remembering, rows, running, training
 from benchmarks.accuracy.case import Case, Method, accuracy, augmented, recalibrated
 from prunella.tasks.cifar10 import MEAN, STD
 
@@ -155,3 +155,50 @@ def test_a_row_over_the_budget_is_a_failure(case):
     spender = replace(method("spender"), run=lambda case: iter([(50, case.dense)]))
     with pytest.raises(RuntimeError, match="more than the budget"):
         list(running.measure(case, spender, {(50, False): False}))
+
+
+def test_a_method_in_rounds_prunes_halfway_trains_and_meets_the_budget_of_the_dense(
+    case, monkeypatch
+):
+    shares = []
+
+    def run(case):
+        for removed in case.budgets:
+            share = case.share(removed)
+            shares.append(share * prunella.count_macs(case.dense, case.example))
+            yield removed, prunella.prune(case.dense, case.example, macs=share).model
+
+    lengths = []
+
+    def trained(case, model, method, removed):
+        lengths.append(method.training.epochs)
+        return model, {}
+
+    monkeypatch.setattr(training, "trained", trained)
+    rounds = training.Training(10, distilled=True, halfway=4)
+    [(removed, model)] = training._again(
+        replace(method("a", training=rounds), run=run), rounds, replace(case, budgets=(50,))
+    )
+    dense = prunella.count_macs(case.dense, case.example)
+    assert removed == 50
+    assert lengths == [4]
+    assert shares == pytest.approx([dense * 0.5**0.5, case.limit(50)])
+    assert prunella.count_macs(model, case.example) <= case.limit(50)
+
+
+def test_a_remembering_teacher_says_what_the_network_says_and_is_asked_once(
+    case, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(remembering.tempfile, "gettempdir", lambda: str(tmp_path))
+    asked = []
+    case.dense.register_forward_hook(lambda *_: asked.append(1))
+    other = torch.randn(5, 3, 8, 8)
+    with torch.inference_mode():
+        wanted = [case.dense(x) for x in (case.images, other)]
+        asked.clear()
+        for _ in range(2):  # the second finds the file of the first
+            teacher = remembering.Remembering(case.dense)
+            for x, logits in zip((case.images, other), wanted, strict=True):
+                layout = x.contiguous(memory_format=torch.channels_last)
+                torch.testing.assert_close(teacher(layout), logits)
+    assert len(asked) == 2
