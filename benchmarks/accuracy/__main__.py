@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def jobs(done: list[Row], options: argparse.Namespace) -> Iterator[Job]:
 
 
 def _chosen(method: Method, only: list[str]) -> bool:
-    return not only or any(text in _name(method) for text in only)
+    return not only or any(re.search(text, _name(method)) for text in only)
 
 
 def _name(method: Method) -> str:
@@ -145,7 +146,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("command", choices=BUDGETS)
     parser.add_argument("--networks", nargs="+", choices=DEPTHS, default=list(DEPTHS))
-    parser.add_argument("--only", nargs="+", default=[], help="methods whose name has such a text")
+    parser.add_argument(
+        "--only", nargs="+", default=[], help="methods whose name matches such a pattern"
+    )
     parser.add_argument("--budgets", nargs="+", type=int, help="percents of the MACs to remove")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=2048, help="calibration images")
