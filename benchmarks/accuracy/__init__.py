@@ -3,6 +3,7 @@
     PRUNELLA_DATA=../shared/data python -m benchmarks.accuracy no-finetune [--resume] [options]
     PRUNELLA_DATA=../shared/data python -m benchmarks.accuracy short [--resume] [options]
     PRUNELLA_DATA=../shared/data python -m benchmarks.accuracy ablation [--resume] [options]
+    PRUNELLA_DATA=../shared/data python -m benchmarks.accuracy recipes [--resume] [options]
 
 `PRUNELLA_DATA` names the folder with CIFAR-10 and the pretrained weights; none of it is part of the
 project. Torch-Pruning is `pip install torch-pruning==1.6.1`.
@@ -27,6 +28,13 @@ Protocol, the same for every method:
 - *bn*: every batch norm's statistics are computed anew after pruning, on the calibration images,
   shifted and flipped as in training (as they are, they cost even the dense network points).
   Torch-Pruning does not do that by itself; it is the fairer peer.
+
+`short` finetunes what every method left in the same way: Prunella's loop with the settings of its
+task `cifar10`, on the 45,000 training images, 10 epochs of ResNet-20, 5 of ResNet-56. *Distilled*
+from the dense network as is Prunella's default, or *plain*, from the labels alone. Torch-Pruning's
+settings there: its recipe's, and those that were its best before finetuning (`no-finetune`).
+`recipes` finetunes Prunella's alone, half as long, with one setting changed at a time, or pruned in
+two rounds within the same epochs.
 
 Prunella is called once a budget, all at its defaults: `prunella.prune(model, example, macs=...)`,
 and with `calibration=batches`, which sees no label.

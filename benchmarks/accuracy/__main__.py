@@ -22,6 +22,7 @@ BUDGETS = {
     "no-finetune": (10, 20, 30, 40, 50, 60),
     "short": (50, 60, 75),
     "ablation": (10, 20, 30, 40, 50, 60),
+    "recipes": (75,),
 }
 
 
@@ -37,6 +38,8 @@ def methods(network: str, options: argparse.Namespace) -> list[Method]:
     if options.command == "short":
         before = record.read(options.before)
         return training.methods(network, before, options.epochs, options.limit)
+    if options.command == "recipes":
+        return training.recipes(network, options.epochs, options.limit)
     if options.command == "ablation":
         return parts.methods()
     return [*ours.methods(), *reference.methods(), *peer.methods()]
@@ -155,8 +158,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="result, without its ending")
     parser.add_argument("--seconds", type=int, default=7200, help="time limit of a method")
     parser.add_argument("--resume", action="store_true", help="keep the rows --out has, but failed")
-    parser.add_argument("--epochs", type=int, help="of `short`, in place of the protocol's")
-    parser.add_argument("--limit", type=int, help="training images of `short`, to try the program")
+    parser.add_argument(
+        "--epochs", type=int, help="of `short` and `recipes`, in place of the protocol's"
+    )
+    parser.add_argument("--limit", type=int, help="training images of these, to try the program")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     results = Path("benchmarks") / "results"

@@ -11,6 +11,7 @@ SAYS = {
     "no-finetune": "Accuracy without finetuning",
     "short": "Accuracy after short finetuning",
     "ablation": "What each part brings, without finetuning",
+    "recipes": "What each part of finetuning brings",
 }
 
 

@@ -23,33 +23,37 @@ EPOCHS = {"ResNet-20": 10, "ResNet-56": 5}
 
 @dataclass(frozen=True)
 class Training:
-    """How long, and whether the dense network teaches.
+    """How to finetune.
 
     Attributes:
         epochs: Passes over the 45,000 training images.
-        distilled: Prunella's default recipe; otherwise cross-entropy alone.
+        changed: Settings of the recipe that are not Prunella's or the task's default.
         limit: Only so many training images, to try the program; None for all.
         halfway: Epochs of these after a first prune, to the root of the share of MACs that may
             remain; 0: prune once.
     """
 
     epochs: int
-    distilled: bool
+    changed: tuple[tuple[str, float], ...] = ()
     limit: int | None = None
     halfway: int = 0
 
     def __str__(self) -> str:
         """Name it as the tables do."""
-        kind = "distilled" if self.distilled else "plain"
+        changes = [f"{name} {value:g}" for name, value in self.changed]
+        kind = "plain" if self.changed == PLAIN else ", ".join(["distilled", *changes])
         rounds = f" in rounds of {self.halfway} and {self.epochs - self.halfway}"
         few = f", {self.limit} images" if self.limit else ""
         return f"{kind}, {self.epochs} epochs{rounds if self.halfway else ''}{few}"
 
 
+PLAIN = (("distill", 0.0),)
+
+
 def methods(
     network: str, rows: Iterable[Row], epochs: int | None, limit: int | None
 ) -> list[Method]:
-    """List every way to prune, each with both trainings, and Prunella's best way in rounds.
+    """List every way to prune, each with both trainings.
 
     Args:
         network: The network.
@@ -58,14 +62,41 @@ def methods(
         limit: See `Training`.
     """
     count = epochs or EPOCHS[network]
-    trainings = [Training(count, kind, limit) for kind in (False, True)]
+    trainings = [Training(count, kind, limit) for kind in (PLAIN, ())]
     own = ours.methods()
     ways = [*own, *reference.methods(), *_best(network, list(rows))]
     found = [replace(way, training=training) for way in ways for training in trainings]
-    if halfway := 2 * count // 5:
-        rounds = Training(count, True, limit, halfway)
-        found.append(replace(own[-1], training=rounds, run=partial(_again, own[-1], rounds)))
     return [replace(way, seeded=True, screened=False, recalibrates=False) for way in found]
+
+
+def recipes(network: str, epochs: int | None, limit: int | None) -> list[Method]:
+    """List what finetuning could be made of, for Prunella's pruning with data, at the defaults.
+
+    Args:
+        network: The network.
+        epochs: In place of the network's.
+        limit: See `Training`.
+    """
+    way, count = ours.methods()[-1], epochs or EPOCHS[network] // 2
+    rounds = Training(count, (), limit, halfway=2 * count // 5)
+    found = [
+        replace(way, training=rounds, run=partial(_again, way, rounds)),
+        *(replace(way, training=Training(count, changed, limit)) for changed in CHANGES),
+    ]
+    return [replace(way, seeded=True, recalibrates=False, at=(75,)) for way in found]
+
+
+CHANGES: tuple[tuple[tuple[str, float], ...], ...] = (
+    (),
+    PLAIN,
+    (("distill", 0.5),),
+    (("distill", 1.0),),
+    (("temperature", 2.0),),
+    (("feature_distill", 1.0),),
+    (("ema", 0.999),),
+    (("lr", 0.05),),
+    (("lr", 0.007),),
+)
 
 
 def _again(way: Method, training: Training, case: Case) -> Iterator[Pruned]:
@@ -114,19 +145,17 @@ def trained(case: Case, model: nn.Module, method: Method, removed: int) -> tuple
     )
     plain = "".join(c if c.isalnum() else "-" for c in f"{case.network}-{name}")
     task = problem(case.network, case.seed, training.limit)
-    settings: dict[str, Any] = {
-        **task.settings,
-        "epochs": training.epochs - training.halfway,
-        "seed": case.seed,
-    }
-    if not training.distilled:
-        settings["distill"] = 0.0
+    epochs = training.epochs - training.halfway
+    settings = {**task.settings, "epochs": epochs, "seed": case.seed, **dict(training.changed)}
     recipe = Recipe(**settings, precision="bf16")
+    teacher: nn.Module | None = None
+    if recipe.taught:
+        teacher = case.dense if recipe.feature_distill else Remembering(case.dense)
     result = finetune(
         model,
         task,
         recipe,
-        teacher=Remembering(case.dense) if training.distilled else None,
+        teacher=teacher,
         checkpoint=Path(tempfile.gettempdir()) / "prunella-accuracy" / plain,
     )
     return result.model, {

@@ -122,7 +122,7 @@ class Trial:
     def finetuned(self, name: str, model: nn.Module, removed: int, epochs: int) -> float:
         """Train for a few epochs, and return the accuracy."""
         named = f"{self.runtime}, batch {self.batch}, {name}"
-        way = Method("speed", named, lambda _: iter(()), training=Training(epochs, distilled=True))
+        way = Method("speed", named, lambda _: iter(()), training=Training(epochs))
         found, _ = trained(self.case, model, way, removed)
         return accuracy(found, *self.test)
 

@@ -175,7 +175,7 @@ def test_a_method_in_rounds_prunes_halfway_trains_and_meets_the_budget_of_the_de
         return model, {}
 
     monkeypatch.setattr(training, "trained", trained)
-    rounds = training.Training(10, distilled=True, halfway=4)
+    rounds = training.Training(10, halfway=4)
     [(removed, model)] = training._again(
         replace(method("a", training=rounds), run=run), rounds, replace(case, budgets=(50,))
     )

@@ -44,7 +44,7 @@ class Recipe:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    distill: float = 0.5
+    distill: float = 0.9
     temperature: float = 4.0
     feature_distill: float = 0.0
     carry_state: bool = False
