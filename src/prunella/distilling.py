@@ -1,6 +1,8 @@
 """Learn from a teacher's outputs, and from what it makes on the way, besides the targets."""
 
-from collections.abc import Iterable, Mapping
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from prunella.errors import TaskError
 
 _IMAGE_DIMS = 4
+_SAME = 1e-3  # of a loss, above the noise of half precision
 _FAINT = 1e-6  # mean square below which a teacher's feature counts as this: there is nothing in it
 
 
@@ -80,6 +83,45 @@ def teaches(outputs: Any) -> bool:
     except TaskError:
         return False
     return True
+
+
+def reads_classes(loss: Callable[[Any], Tensor], outputs: Any) -> bool:
+    """Tell whether a loss takes logits for those of a softmax over classes.
+
+    Adding one number to the logits of all classes changes no softmax, and so no loss that goes
+    through one: cross-entropy with any smoothing or mixing of labels. A squared error changes, and
+    so does a sigmoid for each class.
+
+    Args:
+        loss: Of outputs; may raise.
+        outputs: Those of a model, with logits; they are left as they are.
+
+    Returns:
+        True also where that cannot be found out: outputs that cannot be changed, a loss that raises
+        or is not finite.
+    """
+    try:
+        logits = logits_of(outputs)
+        plain = float(loss(outputs))
+        moved = [float(loss(_with_logits(outputs, logits + step))) for step in (-1.0, 1.0)]
+    except Exception:  # noqa: BLE001  what a user's loss may raise is told where it is trained with
+        return True
+    return not math.isfinite(plain) or all(
+        math.isclose(value, plain, rel_tol=_SAME, abs_tol=_SAME) for value in moved
+    )
+
+
+def _with_logits(outputs: Any, logits: Tensor) -> Any:
+    if isinstance(outputs, Tensor):
+        return logits
+    if hasattr(outputs, "_replace"):
+        return outputs._replace(logits=logits)
+    changed = copy.copy(outputs)
+    if isinstance(outputs, Mapping):
+        changed["logits"] = logits
+    else:
+        object.__setattr__(changed, "logits", logits)  # frozen ones too
+    return changed
 
 
 def feature_distance(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:

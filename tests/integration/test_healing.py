@@ -110,3 +110,30 @@ def task() -> Task:
     usual = Context(load(None, {**values, "task.spec": str(TASK)}))
     assert healing.space_of(usual, 1).recipe.distill > 0
     assert torch.is_grad_enabled()
+
+
+def test_several_numbers_that_are_no_classes_teach_nothing_unless_asked(tmp_path: Path) -> None:
+    regression = tmp_path / "regression.py"
+    regression.write_text(
+        TASK.read_text()
+        + '''
+
+_stated = task
+
+
+def task() -> Task:
+    """Tell a few numbers."""
+    import dataclasses
+
+    def loss(outputs, batch):
+        return (outputs - batch[1][:, None]).square().mean()
+
+    return dataclasses.replace(_stated(), loss=loss)
+'''
+    )
+    values = {**BASE, "task.spec": str(regression), "run.folder": str(tmp_path / "run")}
+    context = Context(load(None, values))
+    assert healing.space_of(context, 1).recipe.distill == 0
+    assert any("set `finetune.distill`" in note for note in context.notes)
+    asked = Context(load(None, {**values, "finetune.distill": 0.3}))
+    assert healing.space_of(asked, 1).recipe.distill == 0.3

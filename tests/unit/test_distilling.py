@@ -1,14 +1,22 @@
 """Distillation against the definition, and outputs it cannot use."""
 
+from collections import namedtuple
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from prunella.distilling import distillation, feature_distance, logits_of, teaches
+from prunella.distilling import (
+    distillation,
+    feature_distance,
+    logits_of,
+    reads_classes,
+    teaches,
+)
 from prunella.errors import TaskError
 
 
@@ -96,3 +104,48 @@ def test_feature_distance_by_hand() -> None:
 )
 def test_what_can_teach(outputs: Any, wanted: bool) -> None:
     assert teaches(outputs) is wanted
+
+
+@dataclass(frozen=True)
+class Frozen:
+    logits: Any
+
+
+WRAPPERS = [
+    lambda x: x,
+    lambda x: {"logits": x},
+    Outputs,
+    Frozen,
+    namedtuple("Named", "logits"),
+]
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_losses_that_go_through_a_softmax_read_classes(wrap: Any) -> None:
+    pixels, labels = torch.randn(4, 5, 2, 2), torch.randint(5, (4, 2, 2))
+    mixed = torch.rand(4, 5).softmax(1)
+    for logits, loss in (
+        (pixels, lambda out: F.cross_entropy(logits_of(out), labels)),
+        (torch.randn(4, 5), lambda out: F.cross_entropy(logits_of(out), mixed)),
+        (torch.randn(4, 5).half(), lambda out: -logits_of(out).log_softmax(1)[:, 0].mean()),
+    ):
+        outputs = wrap(logits.clone())
+        assert reads_classes(loss, outputs)
+        assert torch.equal(logits_of(outputs), logits), "they are left as they are"
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_squared_errors_and_sigmoids_do_not(wrap: Any) -> None:
+    logits, wanted = torch.randn(4, 5), torch.rand(4, 5)
+    for loss in (F.mse_loss, F.l1_loss, F.binary_cross_entropy_with_logits):
+        assert not reads_classes(lambda out, loss=loss: loss(logits_of(out), wanted), wrap(logits))
+    # an error of half the step on average looks the same after it, but not after the other
+    assert not reads_classes(lambda out: ((out - logits - 0.5) ** 2).mean(), logits)
+
+
+def test_what_cannot_be_found_out_counts_as_classes() -> None:
+    def fails(outputs: Any) -> Tensor:
+        raise RuntimeError("needs outputs of training mode")
+
+    assert reads_classes(fails, torch.randn(2, 3))
+    assert reads_classes(lambda out: out.mean() * float("nan"), torch.randn(2, 3))

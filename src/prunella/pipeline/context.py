@@ -27,6 +27,7 @@ from prunella.latency import LatencyModel
 from prunella.model.structure import tensors
 from prunella.pipeline.peers import peers
 from prunella.pipeline.profiling import profiled
+from prunella.pipeline.teaching import why_mute
 from prunella.plan import Costs, Groups
 from prunella.progress import Progress, or_silent
 from prunella.pruning.probing import faithful
@@ -88,6 +89,12 @@ class Context:
         """The example inputs, on the device."""
         moved: tuple[Any, ...] = tasks.to_device(self.task.example_inputs, self.device)
         return moved
+
+    @cached_property
+    def mute(self) -> str:
+        """Why the dense model's outputs teach nothing; "" where they do."""
+        with own_chance(self.config.run.seed, self.device):
+            return why_mute(self)
 
     @cached_property
     def graph(self) -> Graph:

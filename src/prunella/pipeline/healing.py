@@ -7,13 +7,10 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from prunella.distilling import teaches
 from prunella.experiments import Experiment, Space, search
 from prunella.finetuning import Recipe, cut_moments
 from prunella.finetuning.moments import read_moments, write_moments
-from prunella.pipeline.context import Context, own_chance, weights_digest
+from prunella.pipeline.context import Context, weights_digest
 from prunella.pipeline.remembering import Made, remembered
 from prunella.pipeline.slots import Slot
 from prunella.pipeline.stages import Start, to_train, trained
@@ -40,22 +37,11 @@ def space_of(context: Context, epochs: int) -> Space:
     )
     fixed = {"epochs": epochs, "seed": run.seed, "precision": run.precision}
     recipe = Recipe(**{**suggested, **given, **fixed})
-    if recipe.distill and "distill" not in {**suggested, **given} and not _teaches(context):
-        context.note(
-            "finetuning learns from the labels alone: the model's outputs are no logits of several "
-            "classes (a tensor, or outputs with a tensor named `logits`) to learn from"
-        )
+    if recipe.distill and "distill" not in {**suggested, **given} and (why := context.mute):
+        context.note(f"finetuning learns from the labels alone: {why}")
         recipe = replace(recipe, distill=0.0)
     lrs = settings.lr or tuple(float(f"{recipe.lr * factor:.3g}") for factor in _AROUND)
     return Space(recipe, lrs, settings.decays, settings.trials)
-
-
-def _teaches(context: Context) -> bool:
-    if context.task.train is not None:
-        return True  # its loop decides for itself what it learns from
-    dense, example = context.dense, context.example  # which may be trained on the spot
-    with own_chance(context.config.run.seed, context.device), torch.no_grad():
-        return teaches(dense(*example))
 
 
 def heal(context: Context, slot: Slot, start: Start, pruned: Entry, *, last: bool) -> Entry:
