@@ -64,7 +64,7 @@ def _accuracy(batches: list[tuple[Tensor, Tensor]]) -> Judge:
 
 
 def _resnet(depth: int) -> Parts:
-    task = load("cifar10", depth=depth, limit=1512)
+    task = load("cifar10", depth=depth, limit=1512, held_out="train")
     found = list(task.data("valid"))
     images, labels = (torch.cat(part) for part in zip(*found, strict=True))
     judged = list(zip(images[:1000].split(250), labels[:1000].split(250), strict=True))

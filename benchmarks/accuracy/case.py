@@ -87,7 +87,9 @@ class Method:
 
 def problem(network: str, seed: int = 0, limit: int | None = None) -> Task:
     """Return the project's own task for a network."""
-    return cifar10(depth=DEPTHS[network], eval_batch_size=BATCH, seed=seed, limit=limit)
+    return cifar10(
+        depth=DEPTHS[network], eval_batch_size=BATCH, seed=seed, limit=limit, held_out="train"
+    )
 
 
 def case(network: str, seed: int, count: int, budgets: Iterable[int]) -> Case:

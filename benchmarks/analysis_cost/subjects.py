@@ -48,7 +48,7 @@ def _resnet56() -> nn.Module:
 
 
 def _cifar(_: nn.Module) -> Images:
-    found = load("cifar10", depth=56).data("test")
+    found = load("cifar10", depth=56, held_out="train").data("test")
     images, labels = (torch.cat(part) for part in zip(*found, strict=True))
     images = images.contiguous(memory_format=torch.channels_last)
     judged = _batches(images[:_JUDGED], labels[:_JUDGED], 250)

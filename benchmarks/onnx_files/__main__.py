@@ -58,7 +58,7 @@ def main() -> None:
 
 def _rows(folder: Path, images: int, seed: int) -> Iterator[Row]:
     for depth in (20, 56):
-        task = cifar10.task(depth=depth)
+        task = cifar10.task(depth=depth, held_out="train")
         dense = folder / f"resnet{depth}.onnx"
         _export(task.model(), dense)
         data = folder / f"resnet{depth}.npz"

@@ -334,7 +334,12 @@ def test_cifar10_from_strips(tmp_path: Path) -> None:
     train, valid, test = (
         [labels for _, labels in task.data(s)] for s in ("train", "valid", "test")
     )
-    assert [sum(map(len, part)) for part in (train, valid, test)] == [180, 20, 40]
+    assert [sum(map(len, part)) for part in (train, valid, test)] == [200, 20, 20]
+    assert sorted(torch.cat([*valid, *test]).tolist()) == sorted(labels_of(tmp_path, "test"))
+    other = tasks.load("cifar10", data=tmp_path, held_out="train")
+    parts = [[labels for _, labels in other.data(s)] for s in ("train", "valid", "test")]
+    assert [sum(map(len, part)) for part in parts] == [180, 20, 40]
+    assert sorted(torch.cat([*parts[0], *parts[1]]).tolist()) == sorted(labels_of(tmp_path, "data"))
     assert next(iter(task.data("train")))[0].shape == (16, 3, 32, 32)
     few = tasks.load("cifar10", data=tmp_path, limit=10)
     assert [sum(len(labels) for _, labels in few.data(s)) for s in ("train", "valid", "test")] == [
@@ -344,11 +349,22 @@ def test_cifar10_from_strips(tmp_path: Path) -> None:
     ]
 
 
-def test_cifar10_splits_are_apart() -> None:
-    train, valid = (cifar10._indices(50_000, split) for split in ("train", "valid"))
+def labels_of(folder: Path, kind: str) -> list[int]:
+    files = sorted((folder / "cifar10").glob(f"{kind}*.npz"))
+    return [int(label) for file in files for label in np.load(file)["labels"]]
+
+
+@pytest.mark.parametrize(("source", "count"), [("train", 50_000), ("test", 10_000)])
+def test_cifar10_splits_are_apart(source: cifar10.HeldOut, count: int) -> None:
+    valid, rest = (cifar10._indices(count, source, valid=held) for held in (True, False))
     assert len(valid) == 5_000
-    assert sorted(torch.cat([train, valid]).tolist()) == list(range(50_000))
-    assert valid[:3].tolist() == cifar10._indices(50_000, "valid")[:3].tolist()
+    assert sorted(torch.cat([rest, valid]).tolist()) == list(range(count))
+    assert torch.equal(valid, cifar10._indices(count, source, valid=True))
+
+
+def test_cifar10_holds_out_one_of_two() -> None:
+    with pytest.raises(ConfigError, match=r"held_out is one of \('test', 'train'\), got .*valid"):
+        cifar10.task(held_out="valid")  # type: ignore[arg-type]
 
 
 def test_cifar10_weights(tmp_path: Path) -> None:
@@ -368,7 +384,7 @@ def test_cifar10_weights(tmp_path: Path) -> None:
 def test_cifar10_missing_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = tasks.load("cifar10", data=tmp_path)
     with pytest.raises(
-        TaskError, match=r"neither `cifar10/data_batch_1.npz` nor `cifar-10-batches-py`.*Set PRUN"
+        TaskError, match=r"neither `cifar10/test_batch.npz` nor `cifar-10-batches-py`.*Set PRUN"
     ):
         tasks.evaluate(CifarResNet(20), task, "valid")
     with pytest.raises(TaskError, match=r"there is no folder `.*nowhere`, which option `data`"):
@@ -392,7 +408,7 @@ def test_cifar10_damaged_strip(tmp_path: Path) -> None:
 def test_cifar10_in_torchvision_s_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("torchvision.datasets")
     (tmp_path / "cifar-10-batches-py").mkdir()
-    task = tasks.load("cifar10", data=tmp_path)
+    task = tasks.load("cifar10", data=tmp_path, held_out="train")
     with pytest.raises(TaskError, match="cifar-10-batches-py` is incomplete or damaged"):
         task.data("valid")
 
@@ -438,7 +454,7 @@ def test_pretrained_weights_fit(depth: int) -> None:
 @has_cifar10
 @pytest.mark.slow
 def test_resnet20_is_91_73_percent() -> None:
-    task: Task = tasks.load("cifar10", data=DATA)
+    task: Task = tasks.load("cifar10", data=DATA, held_out="train")
     assert tasks.evaluate(task.model(), task, "test") == 0.9173
 
 
