@@ -79,61 +79,40 @@ def test_masked_training_leaves_the_state_of_the_pruned_model(tmp_path: Path) ->
             assert moments[name]["momentum_buffer"].shape == parameter.shape
 
 
-def test_outputs_that_are_no_logits_teach_nothing_unless_asked(tmp_path: Path) -> None:
-    regression = tmp_path / "regression.py"
-    regression.write_text(
-        TASK.read_text()
-        + '''
-
-_stated = task
-
-
-def task() -> Task:
-    """Tell one number."""
-    import dataclasses
-
+ONE_NUMBER = """
     def model():
         made = _stated().model()
         made.head = nn.Linear(12, 1)
         return made
 
     return dataclasses.replace(_stated(), model=model)
-'''
-    )
+"""
+
+SEVERAL_NUMBERS = """
+    def loss(outputs, batch):
+        return (outputs - batch[1][:, None]).square().mean()
+
+    return dataclasses.replace(_stated(), loss=loss)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [(ONE_NUMBER, "are no logits of several classes"), (SEVERAL_NUMBERS, "set `finetune.distill`")],
+)
+def test_outputs_that_are_no_classes_teach_nothing_unless_asked(
+    tmp_path: Path, text: str, why: str
+) -> None:
+    regression = tmp_path / "regression.py"
+    head = "import dataclasses\n\n_stated = task\n\n\ndef task() -> Task:\n"
+    regression.write_text(f'{TASK.read_text()}\n\n{head}    """Tell numbers."""\n{text}')
     values = {**BASE, "task.spec": str(regression), "run.folder": str(tmp_path / "run")}
     context = Context(load(None, values))
     assert healing.space_of(context, 1).recipe.distill == 0
-    assert any("learns from the labels alone" in note for note in context.notes)
+    assert any("learns from the labels alone: " in n and why in n for n in context.notes)
     asked = Context(load(None, {**values, "finetune.distill": 0.3}))
     assert healing.space_of(asked, 1).recipe.distill == 0.3
     assert asked.notes == []
     usual = Context(load(None, {**values, "task.spec": str(TASK)}))
     assert healing.space_of(usual, 1).recipe.distill > 0
     assert torch.is_grad_enabled()
-
-
-def test_several_numbers_that_are_no_classes_teach_nothing_unless_asked(tmp_path: Path) -> None:
-    regression = tmp_path / "regression.py"
-    regression.write_text(
-        TASK.read_text()
-        + '''
-
-_stated = task
-
-
-def task() -> Task:
-    """Tell a few numbers."""
-    import dataclasses
-
-    def loss(outputs, batch):
-        return (outputs - batch[1][:, None]).square().mean()
-
-    return dataclasses.replace(_stated(), loss=loss)
-'''
-    )
-    values = {**BASE, "task.spec": str(regression), "run.folder": str(tmp_path / "run")}
-    context = Context(load(None, values))
-    assert healing.space_of(context, 1).recipe.distill == 0
-    assert any("set `finetune.distill`" in note for note in context.notes)
-    asked = Context(load(None, {**values, "finetune.distill": 0.3}))
-    assert healing.space_of(asked, 1).recipe.distill == 0.3
