@@ -63,8 +63,7 @@ def methods(
     """
     count = epochs or EPOCHS[network]
     trainings = [Training(count, kind, limit) for kind in (PLAIN, ())]
-    own = ours.methods()
-    ways = [*own, *reference.methods(), *_best(network, list(rows))]
+    ways = [*ours.methods(), *reference.methods(), *_best(network, list(rows))]
     found = [replace(way, training=training) for way in ways for training in trainings]
     return [replace(way, seeded=True, screened=False, recalibrates=False) for way in found]
 
