@@ -4,6 +4,7 @@
     PRUNELLA_DATA=../shared/data python -m benchmarks.accuracy short [--resume] [options]
     PRUNELLA_DATA=../shared/data python -m benchmarks.accuracy ablation [--resume] [options]
     PRUNELLA_DATA=../shared/data python -m benchmarks.accuracy recipes [--resume] [options]
+    PRUNELLA_DATA=../shared/data python -m benchmarks.accuracy long --seeds 0 [--resume] [options]
 
 `PRUNELLA_DATA` names the folder with CIFAR-10 and the pretrained weights; none of it is part of the
 project. Torch-Pruning is `pip install torch-pruning==1.6.1`.
@@ -34,7 +35,9 @@ task `cifar10`, on the 45,000 training images, 10 epochs of ResNet-20, 5 of ResN
 from the dense network as is Prunella's default, or *plain*, from the labels alone. Torch-Pruning's
 settings there: its recipe's, and those that were its best before finetuning (`no-finetune`).
 `recipes` finetunes Prunella's alone, half as long, with one setting changed at a time, or pruned in
-two rounds within the same epochs.
+two rounds within the same epochs. `long` trains Prunella's ResNet-56 for 25 epochs on all 50,000
+images, as the literature does, at the two budgets that it likes; the seconds it may take are
+`--seconds`.
 
 Prunella is called once a budget, all at its defaults: `prunella.prune(model, example, macs=...)`,
 and with `calibration=batches`, which sees no label.

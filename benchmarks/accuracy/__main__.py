@@ -23,6 +23,7 @@ BUDGETS = {
     "short": (50, 60, 75),
     "ablation": (10, 20, 30, 40, 50, 60),
     "recipes": (75,),
+    "long": (47, 61),
 }
 
 
@@ -40,6 +41,8 @@ def methods(network: str, options: argparse.Namespace) -> list[Method]:
         return training.methods(network, before, options.epochs, options.limit)
     if options.command == "recipes":
         return training.recipes(network, options.epochs, options.limit)
+    if options.command == "long":
+        return training.long(network, options.epochs, options.limit)
     if options.command == "ablation":
         return parts.methods()
     return [*ours.methods(), *reference.methods(), *peer.methods()]
@@ -61,12 +64,13 @@ def jobs(done: list[Row], options: argparse.Namespace) -> Iterator[Job]:
         network: [m for m in methods(network, options) if _chosen(m, options.only)]
         for network in options.networks
     }
+    chosen = {network: ways for network, ways in chosen.items() if ways}
     budgets = options.budgets or BUDGETS[options.command]
-    for network in options.networks:
+    for network in chosen:
         if points := rows.due(done, DENSE, (network, 0), [0], screening=False):
             yield Job(network, 0, DENSE, points)
     for seed in options.seeds:
-        for network in options.networks:
+        for network in chosen:
             for screening in (True, False)[seed > 0 :]:
                 for method in chosen[network]:
                     place = (network, seed)
@@ -158,9 +162,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="result, without its ending")
     parser.add_argument("--seconds", type=int, default=7200, help="time limit of a method")
     parser.add_argument("--resume", action="store_true", help="keep the rows --out has, but failed")
-    parser.add_argument(
-        "--epochs", type=int, help="of `short` and `recipes`, in place of the protocol's"
-    )
+    parser.add_argument("--epochs", type=int, help="of finetuning, in place of the protocol's")
     parser.add_argument("--limit", type=int, help="training images of these, to try the program")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()

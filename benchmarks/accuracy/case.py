@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import prunella
 from prunella.tasks import Task
-from prunella.tasks.cifar10 import MEAN, STD
+from prunella.tasks.cifar10 import MEAN, STD, HeldOut
 from prunella.tasks.cifar10 import task as cifar10
 
 DEPTHS = {"ResNet-20": 20, "ResNet-56": 56}
@@ -85,10 +85,12 @@ class Method:
     at: tuple[int, ...] = ()
 
 
-def problem(network: str, seed: int = 0, limit: int | None = None) -> Task:
+def problem(
+    network: str, seed: int = 0, limit: int | None = None, held_out: HeldOut = "train"
+) -> Task:
     """Return the project's own task for a network."""
     return cifar10(
-        depth=DEPTHS[network], eval_batch_size=BATCH, seed=seed, limit=limit, held_out="train"
+        depth=DEPTHS[network], eval_batch_size=BATCH, seed=seed, limit=limit, held_out=held_out
     )
 
 
