@@ -19,7 +19,7 @@ def launch(folder: Path, *more: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", "-m", "prunella", "run", str(TASK)]
     command += ["--prune.rounds=1", "--analyze.ratios=0.5", "--finetune.epochs=2"]
-    command += ["--finetune.trials=2", "--run.latency_seconds=0.05", "--budget.macs=0.5"]
+    command += ["--finetune.trials=2", "--run.latency_seconds=0.05"]
     return subprocess.run(
         [*command, "--run.folder", str(folder), *more],
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
@@ -32,7 +32,7 @@ def launch(folder: Path, *more: str) -> "subprocess.CompletedProcess[str]":
 
 @pytest.mark.slow
 def test_two_processes_make_one_run(tmp_path: Path) -> None:
-    done = launch(tmp_path)
+    done = launch(tmp_path, "--budget.macs=0.5")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Baseline") == 1
     assert done.stderr.count("tracing tiny") == 1
@@ -43,6 +43,19 @@ def test_two_processes_make_one_run(tmp_path: Path) -> None:
     model = prunella.load(tmp_path / "final", task.model())
     assert tasks.evaluate(model, task, "test") == record["compressed"]["test"]
 
-    refused = launch(tmp_path, "--finetune.floor=3")
+    refused = launch(tmp_path, "--budget.macs=0.5", "--finetune.floor=3")
     assert refused.returncode != 0
     assert "already misses the floor 3" in refused.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_keep_to_the_clock_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRUNELLA_CACHE", str(tmp_path / "cache"))
+    timed = ("--budget.latency=0.8", "--budget.runtime=torch:threads=1", "--run.threads=1")
+    done = launch(tmp_path / "run", *timed)
+    held = json.loads((tmp_path / "run" / "run.json").read_text())["payload"]["latency_budget"]
+    assert done.returncode == int("NOT kept" in done.stderr), done.stderr[-3000:]
+    assert done.stderr.count("profiling tiny") == 1
+    assert held["predicted_ms"] <= held["limit_ms"] * 1.5
