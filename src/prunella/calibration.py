@@ -43,9 +43,10 @@ def calibration(data: Data, inputs: int = 1, device: torch.device | str = "cpu")
         device: Where the model is.
 
     Raises:
-        ConfigError: There is no batch, or one is of another type.
+        ConfigError: There is no batch, or one is of another type, empty, or not finite.
     """
     if isinstance(data, Calibration):
+        _check(data.batches)
         return data
     if isinstance(data, str | bytes | Mapping):
         raise ConfigError(
@@ -55,7 +56,25 @@ def calibration(data: Data, inputs: int = 1, device: torch.device | str = "cpu")
     batches = [_arguments(batch, inputs, device) for batch in given]
     if not batches:
         raise ConfigError("the calibration data hold no batch; a few hundred samples are enough")
+    _check(batches)
     return Calibration(batches)
+
+
+def _check(batches: Sequence[Arguments]) -> None:
+    for number, batch in enumerate(batches):
+        for leaf in pytree.tree_leaves(batch):
+            if not isinstance(leaf, Tensor):
+                continue
+            if leaf.numel() == 0:
+                raise ConfigError(
+                    f"batch {number} of the calibration data is empty, of shape "
+                    f"{tuple(leaf.shape)}; leave it out"
+                )
+            if leaf.is_floating_point() and not bool(leaf.isfinite().all()):
+                raise ConfigError(
+                    f"batch {number} of the calibration data holds numbers that are infinite or "
+                    "not a number; leave out such samples, or look at how they are normalised"
+                )
 
 
 def thinned(data: Calibration, samples: int) -> Calibration:

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -175,6 +176,17 @@ class PruneSection(_Section):
     """Rounds of prune and finetune until the budget, each removing the same share of the rest."""
     retries: int = Field(default=2, ge=0)
     """How often, in all, a round that missed the floor is tried again with a smaller step."""
+
+    @field_validator("exclude")
+    @classmethod
+    def _expressions(cls, exclude: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in exclude:
+            if entry.startswith("re:"):
+                try:
+                    re.compile(entry[3:])
+                except re.error as cause:
+                    raise ValueError(f"{entry!r} is no regular expression: {cause}") from cause
+        return exclude
 
 
 class FinetuneSection(_Section):

@@ -20,6 +20,8 @@ _USED, _USED_TIME = 0.99, 0.97
 """A budget of which less than this is used is filled up with single channels; of a time, which is
 not predicted that well, less will do."""
 
+_FAR = 1e3  # damages so many times that of a choice are no part of a better one
+
 _PRICE = 100.0  # of a whole group beyond its largest ratio, in units of all damage there is
 
 
@@ -126,6 +128,35 @@ def fit(room: Room, ladders: Sequence[Ladder], damage: Damage | None) -> Fitted:
     return replace(filled, bound=min(filled.damage, fitted.bound))
 
 
+def _solve(
+    curves: Sequence[np.ndarray],
+    over: Sequence[np.ndarray],
+    shares: Sequence[np.ndarray],
+    bill: Bill,
+) -> tuple[Sequence[int], float]:
+    """Choose the levels of least damage; return them and by how much others might do less.
+
+    Damages that no good choice comes near (groups that destroy a network when they are nearly
+    empty) would drown all others: in the solver's tolerance, and in the tilt that decides ties.
+    Once some choice is known, no level that alone does twice its damage belongs to a better one, so
+    damages are cut off there, and the problem is solved again.
+    """
+    while True:
+        price = _PRICE * (1 + sum(float(np.abs(found).max()) for found in curves))
+        priced = [found + price * much for found, much in zip(curves, over, strict=True)]
+        problem = Problem(priced, shares, bill)
+        solution = solve(problem)
+        short = max(0.0, problem.loss(solution.state) - solution.bound)
+        done, most = _sum(curves, solution.state), max(float(found.max()) for found in curves)
+        if not 0 < done < most / _FAR:
+            return solution.state, short
+        curves = [np.minimum(found, 2 * done) for found in curves]
+
+
+def _sum(curves: Sequence[np.ndarray], at: Sequence[int]) -> float:
+    return float(sum(found[i] for found, i in zip(curves, at, strict=True)))
+
+
 def _fit(
     room: Room, ladders: Sequence[Ladder], damage: Damage | None
 ) -> tuple[Fitted, Sequence[int]]:
@@ -140,13 +171,9 @@ def _fit(
         return Fitted([found.counts[i] for found, i in zip(ladders, at, strict=True)]), at
     pairs = zip(room.chooser.clusters, ladders, strict=True)
     curves = [curve(cluster, found.counts, damage) for cluster, found in pairs]
-    price = _PRICE * (1 + sum(float(np.abs(found).max()) for found in curves))
-    priced = [found + price * much for found, much in zip(curves, over, strict=True)]
     short = 0.0
     if len(bill.limits):
-        problem = Problem(priced, shares, bill)
-        solution = solve(problem)
-        at, short = solution.state, max(0.0, problem.loss(solution.state) - solution.bound)
-    done = float(sum(found[i] for found, i in zip(curves, at, strict=True)))
+        at, short = _solve(curves, over, shares, bill)
+    done = _sum(curves, at)
     counts = [found.counts[i] for found, i in zip(ladders, at, strict=True)]
     return Fitted(counts, done, done - short), at

@@ -1,5 +1,6 @@
 """The levels among which an allocation chooses: how many channels of a cluster may be kept."""
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -8,6 +9,7 @@ from prunella.allocating.choosing import Chooser
 from prunella.allocating.multiples import Multiples, nearest_multiples, step_of
 from prunella.costs.ladders import Ladder
 from prunella.coupling.counting import Cluster
+from prunella.errors import ConfigError
 
 LEVELS, _COSTLY_LEVELS = 64, 32
 """Steps between keeping all of a cluster and the least of it; every count where there are fewer.
@@ -86,10 +88,24 @@ def kept_by_group(cluster: Cluster, counts: np.ndarray) -> np.ndarray:
 
 
 def curve(cluster: Cluster, counts: np.ndarray, damage: Damage) -> np.ndarray:
-    """Predict the damage at every level of one cluster."""
+    """Predict the damage at every level of one cluster.
+
+    Raises:
+        ConfigError: It is not finite.
+    """
+
+    def of(group: str, kept: int) -> float:
+        found = damage(group, kept)
+        if not math.isfinite(found):
+            raise ConfigError(
+                f"the predicted damage of group {group!r} with {kept} channels kept is {found}; "
+                "give finite numbers. What must stay whole is said with `exclude`"
+            )
+        return found
+
     return np.array(
         [
-            sum(damage(g, n) for g, n in zip(cluster.groups, row, strict=True))
+            sum(of(g, n) for g, n in zip(cluster.groups, row, strict=True))
             for row in kept_by_group(cluster, counts).tolist()
         ],
         dtype=np.float64,

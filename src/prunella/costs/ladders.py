@@ -15,7 +15,7 @@ Scope = tuple[int, ...]
 
 @dataclass(frozen=True, eq=False)
 class Ladder:
-    """The levels of one cluster, from keeping all of it to the least of it.
+    """The levels of one cluster, from the most that it keeps to the least of it.
 
     `atoms` lists the channels (numbers) of every atom, in the order in which they are kept;
     `counts[level]` says how many of each are.
@@ -61,10 +61,8 @@ class LadderCosts:
         channels: int,
     ) -> None:
         dims, steps = self._merge(terms, weights)
-        self._shares = self._share_out(dims, ladders, channels)
-        full = np.array([*(len(dim) for dim in dims), 1], dtype=np.int64)
-        for share in self._shares:
-            full[share.dims] -= share.kept[:-1, 0]
+        self._shares, free = self._share_out(dims, ladders, channels)
+        full = np.array([*free, 1], dtype=np.int64)
         self._step(steps, full)
         self._neighbours: dict[int, list[int]] = {}
         self._fixed = full  # of every dimension, what no level changes
@@ -129,15 +127,18 @@ class LadderCosts:
 
     def _share_out(
         self, dims: Sequence[np.ndarray], ladders: Sequence[Ladder], channels: int
-    ) -> list[_Share]:
+    ) -> tuple[list[_Share], list[int]]:
+        """Tell what every cluster has of the dimensions, and how much of each belongs to none."""
         owner, atom, rank = (np.full(channels + 1, -1) for _ in range(3))
         for c, ladder in enumerate(ladders):
             for a, found in enumerate(ladder.atoms):
                 owner[found], atom[found], rank[found] = c, a, np.arange(len(found))
         touched: list[list[int]] = [[] for _ in ladders]
         kept: list[list[np.ndarray]] = [[] for _ in ladders]
+        free = []
         for d, dim in enumerate(dims):
             owners = owner[dim]
+            free.append(int((owners < 0).sum()))
             for c in np.unique(owners[owners >= 0]).tolist():
                 mine = dim[owners == c]
                 touched[c].append(d)
@@ -152,7 +153,7 @@ class LadderCosts:
             shares.append(
                 _Share(np.array(at, dtype=np.int64), np.stack([*counts, none]), terms, rows[terms])
             )
-        return shares
+        return shares, free
 
     def keep(self, costs: np.ndarray) -> None:
         """Forget all polynomials but those of a mask, `[costs]`."""

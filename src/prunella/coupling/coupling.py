@@ -42,7 +42,7 @@ _REASONS = 3  # how many different reasons a frozen group lists
 
 def couple(
     graph: Graph,
-    exclude: Iterable[Exclude] = (),
+    exclude: Exclude | Iterable[Exclude] = (),
     form: Form = "class",
     heads: Heads = "whole",
 ) -> Groups:
@@ -51,7 +51,7 @@ def couple(
     Args:
         graph: A captured network.
         exclude: Modules whose channels, on every side, must stay: qualified names ("layer1.0"),
-            globs ("layer1.*"), compiled regular expressions, or module classes.
+            globs ("layer1.*"), compiled regular expressions, or module classes; one or several.
         form: "class": only what the model's own code allows, so that the user's class comes back.
             "graph": sizes that the code spells out do not bind; the pruned model is the captured
             graph, rewritten.
@@ -63,10 +63,11 @@ def couple(
         The groups that may be cut, and those that may not with the reasons.
 
     Raises:
-        ConfigError: An entry of `exclude` matches nothing, or `heads` is neither.
+        ConfigError: An entry of `exclude` matches nothing, or `form` or `heads` is none of those.
     """
-    if heads not in get_args(Heads):
-        raise ConfigError(f"`heads` is {' or '.join(map(repr, get_args(Heads)))}, got {heads!r}")
+    for name, value, known in (("form", form, get_args(Form)), ("heads", heads, get_args(Heads))):
+        if value not in known:
+            raise ConfigError(f"`{name}` is {' or '.join(map(repr, known))}, got {value!r}")
     labels = propagate(graph, {name: value.shape for name, value in graph.values.items()}, heads)
     _exclude(labels, exclude)
     if graph.recorded:
@@ -121,9 +122,9 @@ def close(labels: Labels) -> np.ndarray:
     return np.asarray(components)
 
 
-def _exclude(labels: Labels, exclude: Iterable[Exclude]) -> None:
+def _exclude(labels: Labels, exclude: Exclude | Iterable[Exclude]) -> None:
     modules = labels.graph.modules
-    for entry in exclude:
+    for entry in listed(exclude):
         matched = {name for name, kind in modules.items() if name and _matches(entry, name, kind)}
         named = {axis.tensor for axis in labels.axes}
         direct = {name for name in named if _matches(entry, name, None)}
@@ -135,6 +136,13 @@ def _exclude(labels: Labels, exclude: Iterable[Exclude]) -> None:
             if axis.tensor in direct or matched.intersection(owners):
                 reason = Frozen(f"excluded by {entry!r}", "exclude", axis.tensor)
                 labels.frozen.append((found.reshape(-1), reason))
+
+
+def listed(exclude: Exclude | Iterable[Exclude]) -> tuple[Exclude, ...]:
+    """Return what to exclude as a tuple; a lone string is one entry, not its letters."""
+    if isinstance(exclude, str | re.Pattern | type):
+        return (exclude,)
+    return tuple(exclude)
 
 
 def _matches(entry: Exclude, name: str, kind: type | None) -> bool:

@@ -15,7 +15,7 @@ def reachable(context: Context, budget: Budget) -> dict[str, float]:
         BudgetError: No plan fits; said before anything is trained.
         NothingToPruneError: The budget is met by the dense model.
     """
-    scores = score(context.dense, context.groups, context.config.prune.criterion)
+    scores = score(context.dense, context.groups)  # which channels go changes no cost
     allocate(context.groups, scores, budget, latency_model=context.latency_model)
     limits = budget.resolve(context.priced)
     return {name: _share(limit, getattr(context.priced, name)) for name, limit in limits.items()}

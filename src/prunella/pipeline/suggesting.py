@@ -14,7 +14,7 @@ from prunella import sensitivity as analysis
 from prunella import tasks
 from prunella.allocating import allocate
 from prunella.calibration import Calibration
-from prunella.errors import BudgetError
+from prunella.errors import BudgetError, NothingToPruneError
 from prunella.model.examples import Arguments
 from prunella.pipeline.budgets import asked as budgeted
 from prunella.pipeline.budgets import budget_of
@@ -130,6 +130,8 @@ def forecasts(context: Context, curves: Sensitivity) -> tuple[list[Forecast], st
     for share in sorted(targets, reverse=True):
         try:
             rows.append(forecast(context, curves, targets[share]))
+        except NothingToPruneError:
+            continue  # of so easy a budget there is nothing to say
         except BudgetError as error:
             why = str(error)
             break

@@ -14,7 +14,7 @@ from prunella.allocating.multiples import MultipleOf
 from prunella.calibration import Calibration, Data
 from prunella.calibration import calibration as read
 from prunella.certifying import Certificate
-from prunella.coupling import Exclude, couple
+from prunella.coupling import Exclude, couple, listed
 from prunella.errors import CertificateError, ConfigError, CouplingError, TransformError
 from prunella.graph import Graph
 from prunella.latency import LatencyModel
@@ -113,7 +113,7 @@ def prune(  # noqa: PLR0913 - one call for all stages
     workers: int = 1,
     seconds: float | None = None,
     multiple_of: MultipleOf = 1,
-    exclude: Iterable[Exclude] = (),
+    exclude: Exclude | Iterable[Exclude] = (),
     form: Form | Literal["auto"] = "auto",
     heads: Heads = "whole",
     example_kwargs: Mapping[str, Any] | None = None,
@@ -158,7 +158,7 @@ def prune(  # noqa: PLR0913 - one call for all stages
         workers: In how many processes plans are tried, on the CPU.
         seconds: After so long no further plan is tried.
         multiple_of: Every group that is cut keeps a multiple of so many channels.
-        exclude: Modules to leave whole, by name, glob, regular expression or class.
+        exclude: Modules to leave whole, by name, glob, regular expression or class; one or several.
         form: "class": the pruned model is of the user's own class, and what its code does not allow
             stays. "graph": it is the captured graph, rewritten, which trains and saves like any
             module. "auto": the class, unless sizes spelled out in its code hold back much.
@@ -194,7 +194,7 @@ def prune(  # noqa: PLR0913 - one call for all stages
             "and `calibration` data, and leave `repair` on; or leave out `candidates`"
         )
     args, kwargs = positional(example_inputs), dict(example_kwargs or {})
-    groups = choose_form(trace(model, args, kwargs), tuple(exclude), form, heads)
+    groups = choose_form(trace(model, args, kwargs), listed(exclude), form, heads)
     data = None if calibration is None else read(calibration, len(args), device_of(model))
     if data is not None and candidates > 1:
         halves(data)  # what cannot be split is said now, not after minutes
@@ -212,7 +212,7 @@ def prune(  # noqa: PLR0913 - one call for all stages
                 price = value(model, groups, found, data, progress=progress).damage
         tried = met = None
         if candidates > 1 and data is not None and isinstance(target, Budget):
-            orders = [scores] if criterion else [scores, *other_orders(model, groups, data)]
+            orders = [scores, *(() if named else other_orders(model, groups, data))]
             task = Task(model, groups, orders, target, price, data, (args, kwargs), multiple_of)
             tried = search(
                 task, candidates, seed=seed, workers=workers, seconds=seconds, progress=progress
@@ -253,6 +253,8 @@ def _target(
 def other_orders(model: nn.Module, groups: Groups, data: Calibration) -> list[Scores]:
     """Score by the criteria that are taken where nothing is reconstructed, as far as they work."""
     orders = [score(model, groups, WITHOUT_DATA)]
+    if not len(groups):
+        return orders  # nothing has a gradient then; that nothing can be pruned is said later
     try:
         orders.append(score(model, groups, WITH_DATA, data))
     except NoGradientError:
@@ -276,7 +278,7 @@ def choose_form(
             "this model could only be captured as one recorded run, whose course depends on the "
             'data; such a graph cannot take the model\'s place. Use form="class"'
         )
-    groups = couple(graph, exclude, "graph" if form == "graph" else "class", heads)
+    groups = couple(graph, exclude, "class" if form == "auto" else form, heads)
     if form == "auto" and groups.code_binds and not graph.recorded:
         freer = couple(graph, exclude, "graph", heads)
         if held_back(groups, freer) > _HELD:

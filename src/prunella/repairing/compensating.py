@@ -182,9 +182,10 @@ class _Fitter:
         width = mixer.matrix(weight).shape[2]
         most = rows_wanted(width, len(pairs))
         halves: list[Moments] = []
-        for pair, made in zip(pairs, wanted, strict=True):
+        for batch, (pair, made) in enumerate(zip(pairs, wanted, strict=True)):
             x = pair.masked.values[_input(mixer, pair)]
-            for half, chosen in enumerate(sampled(mixer, made, most, self._generator)):
+            chosen_rows = sampled(mixer, made, most, self._generator, batch)
+            for half, chosen in enumerate(chosen_rows):
                 read = rows_read(mixer, x, made, weight.shape[2:], chosen).float()
                 aim = rows_made(mixer, made, chosen).float()
                 if beside is not None:

@@ -113,15 +113,16 @@ def rows_wanted(width: int, batches: int) -> int:
 
 
 def sampled(
-    mixer: Mixer, made: Tensor, most: int, generator: torch.Generator
+    mixer: Mixer, made: Tensor, most: int, generator: torch.Generator, batch: int
 ) -> tuple[Tensor, Tensor]:
     """Choose which of a node's rows to look at: numbers of rows, of two halves of the batch.
 
     What is fitted to one half is judged on the other: the rows of one sample are much alike, so
-    halves of the rows would not do.
+    halves of the rows would not do. A row in the middle goes to either half by turns of the
+    batches, so that batches of one sample fill both.
     """
     rows = made.numel() // _width(mixer, made)
-    middle = rows // 2
+    middle = (rows + batch % 2) // 2
     halves = []
     for start, stop in ((0, middle), (middle, rows)):
         if stop - start <= most // 2:
@@ -141,7 +142,7 @@ def rows_made(mixer: Mixer, made: Tensor, chosen: Tensor | None = None) -> Tenso
     wide = made.movedim(1, -1) if mixer.spatial else made
     rows = wide.reshape(-1, wide.shape[-1])
     rows = rows if chosen is None else rows[chosen]
-    return rows.reshape(len(rows), mixer.parts, -1).transpose(0, 1)
+    return _by_part(mixer, rows)
 
 
 def rows_read(
@@ -166,8 +167,13 @@ def rows_read(
         at = [s + o * d for s, o, d in zip(starts, offset, dilation, strict=True)]
         where: tuple[Any, ...] = (places[0], slice(None), *at)
         patches.append(padded[where])
-    rows = torch.stack(patches, -1)  # [rows, channels, kernel]
-    return rows.reshape(len(rows), mixer.parts, -1).transpose(0, 1)
+    return _by_part(mixer, torch.stack(patches, -1).flatten(1))  # of [rows, channels, kernel]
+
+
+def _by_part(mixer: Mixer, rows: Tensor) -> Tensor:
+    # With a size for each dimension: no -1 can be found out where there is no row.
+    count, width = rows.shape
+    return rows.reshape(count, mixer.parts, width // mixer.parts).transpose(0, 1)
 
 
 def _window(

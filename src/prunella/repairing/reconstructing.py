@@ -69,8 +69,10 @@ class Read:
 
         The share that makes the other half of the data likeliest (as of a normal distribution).
         With fewer samples than columns the covariance alone would say that most columns follow from
-        the others.
+        the others. With a single sample there is no other half, and the strongest hold is taken.
         """
+        if min(half.rows for half in self.halves) == 0:
+            return _DAMPING[-1]
         one, other = (half.centered()[0] for half in self.halves)
         return min(_DAMPING, key=lambda share: _surprise(damped(one, share), other))
 
@@ -170,7 +172,7 @@ def observe(model: nn.Module, data: Calibration, progress: Progress) -> dict[str
     found: dict[str, Read] = {}
     generator = torch.Generator().manual_seed(0)
     with evaluating(model), torch.no_grad(), progress("observe", len(pairs)) as advance:
-        for course, batch in pairs:
+        for number, (course, batch) in enumerate(pairs):
             mixing = {mixer.index: mixer for mixer in mixers(course.graph, course.nodes)}
             ends = branches(course, mixing.values(), named)
             at = lane(course, batch, named)
@@ -179,7 +181,9 @@ def observe(model: nn.Module, data: Calibration, progress: Progress) -> dict[str
                 mixer = mixing.get(index)
                 if mixer is not None and _worth_it(mixer, named[mixer.weight]):
                     x = at.values[input_of(course.nodes[index]).name]
-                    rows = _rows(mixer, x, made[0], named[mixer.weight], len(pairs), generator)
+                    most = rows_wanted(mixer.matrix(named[mixer.weight]).shape[2], len(pairs))
+                    chosen = sampled(mixer, made[0], most, generator, number)
+                    rows = _rows(mixer, x, made[0], named[mixer.weight], chosen)
                     if mixer.weight not in found:
                         one, other = (no_moments(read, nothing) for read, nothing in rows)
                         shift = mixer.bias or ends[index].shift
@@ -203,16 +207,10 @@ def _rows(
     x: Tensor,
     made: Tensor,
     weight: Tensor,
-    batches: int,
-    generator: torch.Generator,
+    chosen: tuple[Tensor, Tensor],
 ) -> list[tuple[Tensor, Tensor]]:
     """Return what is read, by halves of the batch, each with no columns of what is made."""
-    width = mixer.matrix(weight).shape[2]
-    most = rows_wanted(width, batches)
-    halves = [
-        rows_read(mixer, x, made, weight.shape[2:], chosen).float()
-        for chosen in sampled(mixer, made, most, generator)
-    ]
+    halves = [rows_read(mixer, x, made, weight.shape[2:], half).float() for half in chosen]
     return [(read, read.new_zeros(*read.shape[:2], 0)) for read in halves]
 
 

@@ -126,7 +126,8 @@ def _members(
             places = torch.from_numpy(positions).to(rows.device)
             if not np.array_equal(positions.reshape(-1), np.arange(len(rows))):
                 rows = rows[places]
-            weight = rows.reshape(group.channels, -1).float()
+            # A copy: a criterion of the user's may work in place.
+            weight = rows.reshape(group.channels, -1).to(torch.float32, copy=True)
             gates, inputs = seen.gates.get(axis), seen.inputs.get(axis)
             if gates is not None:
                 gates = gates[:, places].sum(2)

@@ -1,0 +1,153 @@
+"""What users hand in that is a little off: lone samples, odd numbers, one name for a list."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import prunella
+from prunella.allocating.allocation import allocate_and_bound
+from prunella.errors import ConfigError, NothingToPruneError
+
+
+def convs(*widths: int) -> nn.Module:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for ins, outs in zip((3, *widths), widths, strict=False):
+        layers += [nn.Conv2d(ins, outs, 3, padding=1), nn.BatchNorm2d(outs), nn.ReLU()]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 5)]
+    return nn.Sequential(*layers, *head).eval()
+
+
+def mlp() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 2)
+    )
+
+
+IMAGE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("sizes", [(32, 32, 1), (16, 1), (1,) * 20, (1,), (1, 1)])
+def test_batches_of_one_sample_calibrate(sizes: tuple[int, ...]) -> None:
+    random = torch.Generator().manual_seed(1)
+    images = [torch.randn(n, 3, 8, 8, generator=random) for n in sizes]
+    result = prunella.prune(convs(16, 24), IMAGE, macs=0.5, calibration=images)
+    assert result.certificate.holds
+    rows = [torch.randn(n, 8, generator=random) for n in sizes]
+    result = prunella.prune(mlp(), rows[0], macs=0.5, calibration=rows)
+    assert all(bool(p.isfinite().all()) for p in result.model.parameters())
+
+
+def test_single_samples_repair_as_well_as_one_batch() -> None:
+    # As many samples, given one by one, are two halves just the same.
+    images = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    net = convs(16, 24)
+    errors = []
+    for batches in ([images], list(images.split(1))):
+        pruned = prunella.prune(net, IMAGE, macs=0.6, calibration=batches).model.eval()
+        with torch.no_grad():
+            errors.append(float((pruned(images) - net(images)).square().mean()))
+    assert errors[1] < 1.5 * errors[0]
+
+
+def test_calibration_that_is_no_number_or_empty_is_named() -> None:
+    good = torch.randn(4, 3, 8, 8)
+    with pytest.raises(ConfigError, match="batch 1 of the calibration data holds numbers"):
+        prunella.prune(convs(8), IMAGE, macs=0.5, calibration=[good, good * math.nan])
+    with pytest.raises(ConfigError, match=r"batch 1 .* is empty, of shape \(0, 3, 8, 8\)"):
+        prunella.prune(convs(8), IMAGE, macs=0.5, calibration=[good, good[:0]])
+
+
+@pytest.mark.parametrize("share", [0.5, 0.12, 0.06, 0.03])
+def test_wide_layers_use_up_a_budget(share: float) -> None:
+    net = nn.Sequential(nn.Linear(30, 1000), nn.ReLU(), nn.Linear(1000, 5))
+    plan = prunella.prune(net, torch.randn(2, 30), macs=share).plan
+    channel = 35  # multiply-accumulates of one
+    limit = int(share * plan.before.macs)
+    assert limit - channel < plan.after.macs <= limit
+
+
+def test_one_huge_damage_does_not_drown_the_others() -> None:
+    net = convs(8, 24, 24)
+    groups = prunella.couple(prunella.trace(net, IMAGE))
+    scores = prunella.score(net, groups)
+    steep, *_ = (g.name for g in groups)
+
+    def damage(huge: float):
+        def of(name: str, kept: int) -> float:
+            whole = groups[name].channels
+            if name == steep and kept <= 3:
+                return huge
+            return (1 - kept / whole) ** 2 * (1 + len(name))
+
+        return of
+
+    budget = prunella.Budget(macs=0.6)
+    modest = allocate_and_bound(groups, scores, budget, damage(100.0))
+    for huge in (1e6, 1e10, 3.4e38):
+        found = allocate_and_bound(groups, scores, budget, damage(huge))
+        assert found.damage == pytest.approx(modest.damage, rel=1e-3)
+        assert found.gap is not None
+        assert found.gap < 0.01
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_damage_that_is_not_finite_is_named(bad: float) -> None:
+    net = convs(8, 12)
+    groups = prunella.couple(prunella.trace(net, IMAGE))
+    with pytest.raises(ConfigError, match=r"predicted damage of group '0' with . channels kept is"):
+        prunella.allocate(
+            groups,
+            prunella.score(net, groups),
+            prunella.Budget(macs=0.5),
+            lambda name, kept: bad if name == "0" and kept < 4 else 1 - kept / 12,
+        )
+
+
+def test_a_lone_name_is_one_exclusion() -> None:
+    layers = [m for _ in range(6) for m in (nn.Linear(8, 8), nn.ReLU())]
+    net = nn.Sequential(*layers, nn.Linear(8, 2))
+    plan = prunella.prune(net, torch.randn(2, 8), ratio=0.5, exclude="10").plan
+    assert "0" in plan.channels
+    assert "10" not in plan.channels
+    with pytest.raises(ConfigError, match="entry 'zz' matches no module"):
+        prunella.prune(net, torch.randn(2, 8), ratio=0.5, exclude="zz")
+    kinds = prunella.prune(convs(8, 12), IMAGE, ratio=0.5, exclude=nn.Linear).plan.channels
+    assert list(kinds) == ["0"]
+
+
+def test_an_unknown_form_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"`form` is .*'grpah'"):
+        prunella.prune(convs(8), IMAGE, ratio=0.5, form="grpah")
+
+
+def test_candidates_where_all_is_frozen_say_why() -> None:
+    with pytest.raises(NothingToPruneError, match="every group is frozen"):
+        prunella.prune(
+            nn.Linear(4, 5),
+            torch.randn(1, 4),
+            macs=0.5,
+            calibration=torch.randn(9, 4),
+            candidates=4,
+        )
+
+
+def test_auto_tries_other_criteria_too() -> None:
+    data = [torch.randn(8, 3, 8, 8) for _ in range(4)]
+    search = prunella.prune(
+        convs(16, 24), IMAGE, macs=0.5, calibration=data, candidates=6, criterion="auto"
+    ).summary.search
+    assert search is not None
+    assert len({candidate.criterion for candidate in search.candidates}) > 1
+
+
+def test_a_criterion_may_work_in_place() -> None:
+    net = convs(8, 12)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    prunella.prune(net, IMAGE, ratio=0.5, criterion=lambda ms: ms[0].weight.mul_(0).sum(1))
+    for name, value in net.state_dict().items():
+        np.testing.assert_array_equal(value, before[name])
