@@ -43,7 +43,7 @@ def calibration(data: Data, inputs: int = 1, device: torch.device | str = "cpu")
         device: Where the model is.
 
     Raises:
-        ConfigError: There is no batch, or one is of another type, empty, or not finite.
+        ConfigError: There is no batch, or one is of another type, empty, or holds NaN.
     """
     if isinstance(data, Calibration):
         _check(data.batches)
@@ -70,10 +70,10 @@ def _check(batches: Sequence[Arguments]) -> None:
                     f"batch {number} of the calibration data is empty, of shape "
                     f"{tuple(leaf.shape)}; leave it out"
                 )
-            if leaf.is_floating_point() and not bool(leaf.isfinite().all()):
+            if leaf.is_floating_point() and bool(leaf.isnan().any()):  # masks may be infinite
                 raise ConfigError(
-                    f"batch {number} of the calibration data holds numbers that are infinite or "
-                    "not a number; leave out such samples, or look at how they are normalised"
+                    f"batch {number} of the calibration data holds what is not a number (NaN); "
+                    "leave out such samples, or look at how they are normalised"
                 )
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import prunella
 from prunella.allocating.allocation import allocate_and_bound
-from prunella.errors import ConfigError, NothingToPruneError
+from prunella.errors import BudgetError, ConfigError, NothingToPruneError
 
 
 def convs(*widths: int) -> nn.Module:
@@ -56,7 +56,7 @@ def test_single_samples_repair_as_well_as_one_batch() -> None:
 
 def test_calibration_that_is_no_number_or_empty_is_named() -> None:
     good = torch.randn(4, 3, 8, 8)
-    with pytest.raises(ConfigError, match="batch 1 of the calibration data holds numbers"):
+    with pytest.raises(ConfigError, match=r"batch 1 of .* holds what is not a number"):
         prunella.prune(convs(8), IMAGE, macs=0.5, calibration=[good, good * math.nan])
     with pytest.raises(ConfigError, match=r"batch 1 .* is empty, of shape \(0, 3, 8, 8\)"):
         prunella.prune(convs(8), IMAGE, macs=0.5, calibration=[good, good[:0]])
@@ -151,3 +151,28 @@ def test_a_criterion_may_work_in_place() -> None:
     prunella.prune(net, IMAGE, ratio=0.5, criterion=lambda ms: ms[0].weight.mul_(0).sum(1))
     for name, value in net.state_dict().items():
         np.testing.assert_array_equal(value, before[name])
+
+
+@pytest.mark.parametrize("macs", [1.0, 10**9])
+def test_a_budget_that_the_dense_model_keeps_says_so(macs: float) -> None:
+    with pytest.raises(
+        NothingToPruneError, match=r"the dense model keeps the budget as it is: .* of"
+    ):
+        prunella.prune(convs(8, 12), IMAGE, macs=macs)
+
+
+def test_multiples_that_leave_no_choice_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(BudgetError, match=r"lower `multiple_of`, or exclude less"):
+        prunella.prune(convs(16, 24), IMAGE, macs=0.5, multiple_of=32)
+    assert "0 (16 channels), 3 (24 channels)" in caplog.text
+
+
+@pytest.mark.parametrize("odd", [4.0, math.nan, math.inf, True, 0])
+def test_multiples_are_whole_numbers(odd: float) -> None:
+    with pytest.raises(ConfigError, match="multiple_of is a whole number"):
+        prunella.prune(convs(8), IMAGE, macs=0.5, multiple_of=odd)
+
+
+def test_a_regular_expression_that_is_none_is_named() -> None:
+    with pytest.raises(ValueError, match=r"'re:\[' is no regular expression"):
+        prunella.config.PruneSection(exclude="re:[")

@@ -1,6 +1,7 @@
 """Decide how many channels each group loses, and which: groups + scores + budget -> `Plan`."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,8 +18,8 @@ from prunella.costs.ladders import Ladder
 from prunella.costs.memory import peak
 from prunella.costs.timed import LatencyModel
 from prunella.coupling.counting import Cluster
-from prunella.errors import ConfigError
-from prunella.plan import Budget, Groups, Plan, Scores, nearest
+from prunella.errors import ConfigError, NothingToPruneError
+from prunella.plan import Budget, Costs, Groups, Plan, Scores, nearest
 
 MaxRatio = float | Mapping[str, float]
 """The largest ratio of all groups, or one by group name; groups not named may lose anything."""
@@ -184,6 +185,10 @@ def _under(
     meters = Meters(groups, memory, _model_for(budget, latency_model))
     dense = meters.costs(np.ones(groups.channels, dtype=bool))
     room = Room(chooser, budget.resolve(dense), meters, most, of)
+    if not room.exceeded(dense):
+        raise NothingToPruneError(
+            f"the dense model keeps the budget as it is: {_margins(room, dense)}"
+        )
     ladders = [ladder(chooser, c, asked) for c, asked in zip(chooser.clusters, of, strict=True)]
     _name_whole(chooser.clusters, of, ladders)
     if meters.latency is not None:
@@ -194,6 +199,13 @@ def _under(
     plan = replace(plan, before=dense, after=meters.costs(mask))
     _report(room, plan, fitted)
     return Allocation(plan, fitted.damage, fitted.bound)
+
+
+def _margins(room: Room, dense: Costs) -> str:
+    return ", ".join(
+        f"{written(name, getattr(dense, name))} of at most {written(name, limit)}"
+        for name, limit in room.limits.items()
+    )
 
 
 def _model_for(budget: Budget, model: LatencyModel | None) -> LatencyModel | None:
@@ -211,12 +223,12 @@ def _name_whole(
     clusters: Sequence[Cluster], of: Sequence[Multiples], ladders: Sequence[Ladder]
 ) -> None:
     """Name the groups that stay because nothing below all of them is a multiple."""
-    names = [
-        f"{atom.group} ({len(atom.channels)} channels)"
-        for cluster, asked, found in zip(clusters, of, ladders, strict=True)
-        for atom in cluster.atoms
-        if len(asked.of) and len(found) == 1
-    ]
+    sizes = Counter[str]()
+    for cluster, asked, found in zip(clusters, of, ladders, strict=True):
+        if len(asked.of) and len(found) == 1:
+            for atom in cluster.atoms:
+                sizes[atom.group] += len(atom.channels)
+    names = [f"{group} ({size} channels)" for group, size in sizes.items()]
     if names:
         more = ", ..." if len(names) > _NAMED else ""
         listed = ", ".join(names[:_NAMED])

@@ -84,10 +84,14 @@ def reachable(room: Room, ladders: Sequence[Ladder], dense: Costs) -> list[Ladde
         raise BudgetError(
             f"no plan leaves at most {written(name, room.limits[name])} of "
             f"{written(name, whole)}: the smallest possible leaves {written(name, left)} "
-            f"({left / whole:.1%}). Raise the budget, or exclude less",
+            f"({left / whole:.1%}). Raise the budget, {_looser(room)}or exclude less",
             reachable=left,
         )
     return list(ladders)
+
+
+def _looser(room: Room) -> str:
+    return "lower `multiple_of`, " if any(len(asked.of) for asked in room.multiples) else ""
 
 
 def written(name: str, cost: float) -> str:

@@ -77,7 +77,7 @@ def _asked(groups: Groups, multiple_of: MultipleOf) -> dict[str, int]:
     else:
         asked = dict.fromkeys(known, multiple_of)
     for number in asked.values():
-        if isinstance(number, bool) or number != int(number) or number < 1:
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise ConfigError(f"multiple_of is a whole number of channels >= 1, got {number!r}")
     return asked
 

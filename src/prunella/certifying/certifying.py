@@ -20,7 +20,7 @@ from prunella.graph import Graph
 from prunella.masking import apply_mask
 from prunella.masking.slicing import cut
 from prunella.model.examples import make
-from prunella.model.modes import copied, evaluating, forget
+from prunella.model.modes import copied, evaluating, forget, unfused_attention
 from prunella.model.outputs import tensors_in
 from prunella.model.structure import device_of, tensors
 from prunella.plan import Groups, Plan
@@ -149,7 +149,7 @@ class _Case:
         mode = AtLeast(self.dtype) if self.everywhere else nullcontext()
         with torch.random.fork_rng(devices=sorted(cuda)):  # the caller's go on as before
             torch.manual_seed(0)  # functional dropout and the like draw the same numbers
-            with evaluating(model), torch.no_grad(), mode:
+            with evaluating(model), unfused_attention(), torch.no_grad(), mode:
                 return run(model, inputs)
 
 

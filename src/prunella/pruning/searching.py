@@ -111,8 +111,8 @@ class Task:
 
 def check_search(candidates: int, workers: int, seconds: float | None, model: nn.Module) -> None:
     """Raise `ConfigError` where there can be no such search."""
-    if candidates < 1:
-        raise ConfigError(f"at least one plan is made, got {candidates=}")
+    if not isinstance(candidates, int) or candidates < 1:
+        raise ConfigError(f"a whole number of plans is made, at least one, got {candidates=}")
     if seconds is not None and not seconds > 0:
         raise ConfigError(f"`seconds` is how long plans are tried, > 0, got {seconds}")
     check_workers(workers, model)

@@ -1,6 +1,6 @@
 """What becomes of what a mixer makes: norms and scales channel by channel, then the sum."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +30,7 @@ class Branch:
     def steady(self) -> Tensor:
         """Return the scale, infinite for channels too faint to correct anything with."""
         scale = self.scale.float()
-        return scale.masked_fill(scale.abs() < _FAINT * scale.abs().max(), torch.inf)
+        return scale.masked_fill(scale.abs() <= _FAINT * scale.abs().max(), torch.inf)
 
 
 def branches(
@@ -54,21 +54,39 @@ def _branch(
         node = course.nodes[users[name][0]]
         if node.op.startswith("aten.batch_norm") and _is(node.args[0], name):
             gain, _, mean, variance = (_source(graph, item) for item in node.args[1:5])
-            if mean is None or variance is None:
+            if mean is None or variance is None or _axis(graph, mixer, name) != 1:
                 break
             scale = scale * (dense[variance] + node.args[7]).rsqrt()
             scale = scale if gain is None else scale * dense[gain]
-            shift = mean if first else shift
+            alone = _readers(graph, users, mean) == 1  # else the mean is of others too
+            shift = mean if first and alone else shift
         elif node.op.startswith(("aten.mul.Tensor", "aten.mul_.Tensor")):
             other = next((a for a in node.args[:2] if not _is(a, name)), None)
             factor = _source(graph, other)
-            if factor is None or dense[factor].numel() != outs:
+            if factor is None or not _by_channel(graph, mixer, name, dense[factor].shape, outs):
                 break
             scale = scale * dense[factor].reshape(-1)
         elif not node.op.startswith(("aten.dropout", "aten.feature_dropout", "aten.alpha_dropout")):
             return Branch(shift, scale, _beside(graph, node, name))
         name, first = node.outputs[0], False
     return Branch(shift, scale, None)
+
+
+def _axis(graph: Graph, mixer: Mixer, name: str) -> int:
+    """Return along which dimension of what a mixer made its channels lie."""
+    return 1 if mixer.spatial else len(graph.values[name].shape) - 1
+
+
+def _by_channel(graph: Graph, mixer: Mixer, name: str, factor: Sequence[int], outs: int) -> bool:
+    """Say whether a factor has one number for each channel, and none for anything else."""
+    axis, rank = _axis(graph, mixer, name), len(graph.values[name].shape)
+    whole = (*[1] * (rank - len(factor)), *factor)
+    return whole == tuple(outs if dim == axis else 1 for dim in range(rank))
+
+
+def _readers(graph: Graph, users: Mapping[str, list[int]], source: str) -> int:
+    named = [name for name, value in graph.values.items() if value.source == source]
+    return sum(len(users.get(name, [])) for name in named)
 
 
 def _beside(graph: Graph, node: Node, name: str) -> str | None:

@@ -15,6 +15,7 @@ Source: He, Zhang, Sun 2017, "Channel Pruning for Accelerating Very Deep Neural 
 section 3.3 (here every consumer of a cut group, closed form, damped towards what there is).
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -82,6 +83,9 @@ def compensate(
     return repaired
 
 
+_LOG = logging.getLogger("prunella")
+
+
 @dataclass(frozen=True)
 class _Pair:
     """A batch on its way through both models."""
@@ -103,7 +107,7 @@ def _start(
     known: dict[int, Step] = {}
     for course, batch in within(courses(model, data), device_of(model), 2):
         if id(course) not in known:
-            groups = couple(course.graph)
+            groups = couple(course.graph, form=plan.form, heads=plan.heads)
             known[id(course)] = keeping(resized(groups, mask_from(groups, plan)))
         steps.append(known[id(course)])
         pairs.append(_Pair(lane(course, batch, dense), lane(course, batch, masked)))
@@ -151,6 +155,13 @@ class _Fitter:
         wide = width > WIDEST
         halves = self._moments(mixer, branch, beside, pairs, wanted)
         moments = halves[0] + halves[1]
+        if not moments.finite():
+            _LOG.warning(
+                "`%s` is not repaired: on the calibration data, what it reads or makes is not "
+                "finite",
+                mixer.weight,
+            )
+            return
         if wide:  # then only the mean is corrected
             fitted = mixer.matrix(weight)
             constant = (moments.y - moments.x) / moments.rows
@@ -192,6 +203,11 @@ class _Fitter:
                     off = pair.dense.values[beside] - pair.masked.values[beside]
                     steady = branch.steady().reshape(mixer.parts, 1, -1)
                     aim = aim + rows_made(mixer, off, chosen).float() / steady
+                if mixer.given is not None:
+                    given = pair.dense.values[mixer.given].float()
+                    aim = aim - given.expand(weight.shape[1 - mixer.into]).reshape(
+                        mixer.parts, 1, -1
+                    )
                 if width > WIDEST:
                     read = read @ mixer.matrix(weight).float().mT
                 if half == len(halves):

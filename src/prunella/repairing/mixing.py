@@ -33,6 +33,8 @@ class Mixer:
     """A node that mixes channels by a parameter that no other node uses.
 
     `weight` and `bias` are the user's names; the bias is None where there is none of its own.
+    `given` is the graph's name of a bias that is there nevertheless, but cannot be changed: it is
+    computed, or others use it.
     `into` says in which dimension of the weight the channels are that it reads, `parts` into how
     many conv groups they are divided.
     """
@@ -43,6 +45,7 @@ class Mixer:
     bias: str | None
     into: int
     parts: int
+    given: str | None = None
 
     @property
     def spatial(self) -> int:
@@ -87,12 +90,26 @@ def mixers(graph: Graph, nodes: Sequence[Node]) -> list[Mixer]:
         if not spatial and len(known.shape) != 2:
             continue
         parts = graph.values[x.name].shape[1] // known.shape[1] if spatial else 1
-        own = None
-        if isinstance(bias, Ref):
-            value = graph.values[bias.name]
-            own = value.source if value.kind == "parameter" and sources[value.source] == 1 else None
-        found.append(Mixer(index, node, known.source, own, into, parts))
+        biases = _biases(graph, bias, known.shape[1 - into], sources)
+        if biases is None:
+            continue
+        own, given = biases
+        found.append(Mixer(index, node, known.source, own, into, parts, given))
     return found
+
+
+def _biases(
+    graph: Graph, bias: Any, outs: int, sources: Mapping[str, int]
+) -> tuple[str | None, str | None] | None:
+    """Return the bias of a node's own and the one given it; None where it is one for every row."""
+    if bias is None:
+        return None, None
+    if not isinstance(bias, Ref):
+        return None
+    value = graph.values[bias.name]
+    if value.kind == "parameter" and sources[value.source] == 1 and value.shape == (outs,):
+        return value.source, None
+    return (None, bias.name) if value.shape in ((outs,), (1,), ()) else None
 
 
 def _places(node: Node) -> tuple[Any, Any, Any, int] | None:
@@ -232,6 +249,11 @@ class Moments:
             self.power + other.power,
             self.rows + other.rows,
         )
+
+    def finite(self) -> bool:
+        """Say whether no row held an infinity or what is no number."""
+        sums = (self.square, self.cross, self.x, self.y)
+        return all(bool(found.isfinite().all()) for found in sums)
 
     def means(self) -> tuple[Tensor, Tensor]:
         """Return the mean rows `x` and `y`, `[parts, ins]` and `[parts, outs]`."""

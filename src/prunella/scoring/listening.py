@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunella.calibration import Calibration
-from prunella.model.modes import evaluating
+from prunella.model.modes import evaluating, unfused_attention
 from prunella.plan import Axis, Groups
 
 _PRODUCTS = {"mm": 0, "bmm": 0, "_grouped_mm": 0, "addmm": 1, "baddbmm": 1}
@@ -35,7 +35,13 @@ def inputs_of(model: nn.Module, groups: Groups, data: Calibration) -> dict[Axis,
         data: Batches.
     """
     listener = _Listener(model, groups)
-    with torch.inference_mode(False), torch.no_grad(), evaluating(model), listener:
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        evaluating(model),
+        unfused_attention(),
+        listener,
+    ):
         for args, kwargs in data.batches:
             model(*args, **kwargs)
     return {axis: total / listener.counts[axis] for axis, total in listener.squares.items()}
