@@ -732,6 +732,20 @@ def test_own_training_loop(tmp_path: Path) -> None:
     assert first.history == again.history
 
 
+def test_own_training_loop_is_seeded() -> None:
+    drawn = []
+
+    def train(model: nn.Module, epochs: int) -> nn.Module:
+        drawn.append(torch.rand(3).tolist())
+        return model
+
+    task = replace(small_task(), train=train)
+    for seed in (1, 1, 2):
+        torch.manual_seed(len(drawn))
+        finetune(task.model(), task, Recipe(epochs=1, seed=seed))
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
 def test_own_training_loop_that_raises() -> None:
     def train(model: nn.Module, epochs: int) -> nn.Module:
         raise ValueError("no licence")

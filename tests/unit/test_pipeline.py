@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -131,6 +132,23 @@ def test_test_data_are_looked_at_once(tmp_path: Path, monkeypatch: pytest.Monkey
         pipeline.run(settings(tmp_path / "run"))
     assert judged.count("test") == 2  # the dense and the final model, in the first run
     assert judged.index("test") == len(judged) - 2
+
+
+def test_what_an_earlier_run_went_on_to_is_no_part_of_a_shorter_one(tmp_path: Path) -> None:
+    pipeline.run(settings(tmp_path, budget__macs=0.4))
+    pipeline.run(settings(tmp_path, budget__macs=math.sqrt(0.4), prune__rounds=1))
+    space = Context(settings(tmp_path)).space
+    assert [attempt.slot for attempt in attempts(space)] == [Slot(1, 1)]
+
+
+def test_the_seed_decides_which_inputs_repair(
+    tmp_path: Path, said: pytest.LogCaptureFixture
+) -> None:
+    pipeline.run(settings(tmp_path, prune__rounds=1))
+    said.clear()
+    pipeline.run(settings(tmp_path, prune__rounds=1, run__seed=5))
+    assert "seed" in said.text
+    assert "round 1: pruning" in said.text
 
 
 def test_a_changed_setting_is_the_reason(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:

@@ -19,7 +19,7 @@ from prunella.errors import ConfigError, TaskError
 from prunella.finetuning.averaging import Average, put
 from prunella.finetuning.checkpoint import Checkpoint, Saved
 from prunella.finetuning.features import Features, points_of
-from prunella.finetuning.feeding import Feed, own_randomness
+from prunella.finetuning.feeding import Feed, own_randomness, seed_all
 from prunella.finetuning.learner import Learner, channels_last, make_optimizer
 from prunella.finetuning.losses import DivergedError, EpochLosses, Taught, check_weights, loss_of
 from prunella.finetuning.moments import Moments, digest_moments, moments_of, remember
@@ -348,6 +348,7 @@ def _own_training(
         seconds = sum(epoch.seconds for epoch in history)
         return Finetuned(model, history, seconds, True, resumed=recipe.epochs, note=note)
     start = time.monotonic()
+    seed_all(recipe.seed)  # so that a run that was killed ends as one that was not
     try:
         returned = task.train(model, recipe.epochs)
     except Exception as cause:

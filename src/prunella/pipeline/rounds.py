@@ -10,7 +10,7 @@ from prunella.pipeline.budgets import shares
 from prunella.pipeline.context import Context
 from prunella.pipeline.healing import heal
 from prunella.pipeline.judging import judge
-from prunella.pipeline.slots import Slot
+from prunella.pipeline.slots import Slot, forget_after
 from prunella.pipeline.stages import Start, cut, dense_start, tuned_start
 from prunella.workspace import Entry
 
@@ -91,6 +91,7 @@ def loop(
             if at.slot.attempt == 1:
                 raise
             context.note(f"{at.slot}: a smaller step would remove nothing")
+            _end_at(context, Slot(at.slot.round, at.slot.attempt - 1))
             return at.best, False
         tuned = heal(context, at.slot, at.start, pruned, last=target == budget)
         verdict = judge(context, at.slot, tuned, baseline).payload
@@ -106,8 +107,17 @@ def loop(
                 at.retries,
             )
         else:
+            _end_at(context, at.slot)
             return at.best, False
+    if at.best is not None:
+        _end_at(context, at.best[0])
     return at.best, True
+
+
+def _end_at(context: Context, slot: Slot) -> None:
+    """Forget what comes after: an earlier run, with other settings, may have gone on from here."""
+    if context.peers.main:
+        forget_after(context.space, slot)
 
 
 def _forward(context: Context, at: Position, target: Shares, tuned: Entry) -> Position:

@@ -259,6 +259,7 @@ def chosen_by(context: Context) -> dict[str, Any]:
     found: dict[str, Any] = {"criterion": settings.criterion, "repair": settings.repair}
     if settings.repair:
         found |= {"calibration": settings.calibration, "inputs": context.data["train"]}
+        found["seed"] = context.config.run.seed  # it says which inputs are drawn
     return found
 
 
