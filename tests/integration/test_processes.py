@@ -14,10 +14,10 @@ from prunella import tasks
 TASK = Path(__file__).parents[1] / "tiny_task.py"
 
 
-def launch(folder: Path, *more: str) -> "subprocess.CompletedProcess[str]":
+def launch(folder: Path, *more: str, task: str = str(TASK)) -> "subprocess.CompletedProcess[str]":
     # What `accelerate launch` itself starts for several accelerators; for CPUs it wants mpirun.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", "-m", "prunella", "run", str(TASK)]
+    command += ["--nproc-per-node", "2", "-m", "prunella", "run", task]
     command += ["--prune.rounds=1", "--analyze.ratios=0.5", "--finetune.epochs=2"]
     command += ["--finetune.trials=2", "--run.latency_seconds=0.05"]
     return subprocess.run(
@@ -54,8 +54,9 @@ def test_two_processes_keep_to_the_clock_of_one(
 ) -> None:
     monkeypatch.setenv("PRUNELLA_CACHE", str(tmp_path / "cache"))
     timed = ("--budget.latency=0.8", "--budget.runtime=torch:threads=1", "--run.threads=1")
-    done = launch(tmp_path / "run", *timed)
+    done = launch(tmp_path / "run", *timed, task="digits")
+    assert (tmp_path / "run" / "run.json").exists(), done.stderr[-3000:]
     held = json.loads((tmp_path / "run" / "run.json").read_text())["payload"]["latency_budget"]
     assert done.returncode == int("NOT kept" in done.stderr), done.stderr[-3000:]
-    assert done.stderr.count("profiling tiny") == 1
+    assert done.stderr.count("profiling digits") == 1
     assert held["predicted_ms"] <= held["limit_ms"] * 1.5

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -135,8 +134,10 @@ def test_test_data_are_looked_at_once(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_what_an_earlier_run_went_on_to_is_no_part_of_a_shorter_one(tmp_path: Path) -> None:
-    pipeline.run(settings(tmp_path, budget__macs=0.4))
-    pipeline.run(settings(tmp_path, budget__macs=math.sqrt(0.4), prune__rounds=1))
+    for share in (0.7, 0.5):
+        verbs.prune(settings(tmp_path, budget__macs=share))
+        verbs.finetune(settings(tmp_path, budget__macs=share))
+    pipeline.run(settings(tmp_path, budget__macs=0.7, prune__rounds=1))
     space = Context(settings(tmp_path)).space
     assert [attempt.slot for attempt in attempts(space)] == [Slot(1, 1)]
 
