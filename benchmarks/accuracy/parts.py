@@ -36,8 +36,12 @@ def methods() -> list[Method]:
             seeded=data,
         )
         for name, measured, repaired in [*alone, *together]
-        for data in [measured or repaired or name == RECONSTRUCTION]
+        for data in [measured or repaired or name == RECONSTRUCTION or _looks(name)]
     ]
+
+
+def _looks(name: str) -> bool:
+    return bool(getattr(prunella.CRITERIA[name], "needs", ()))
 
 
 def prune(case: Case, criterion: str, measured: bool, repaired: bool) -> Iterator[Pruned]:
@@ -59,7 +63,7 @@ def prune(case: Case, criterion: str, measured: bool, repaired: bool) -> Iterato
         if measured:
             damage = value(case.dense, groups, found, data).damage
     else:
-        scores = prunella.score(case.dense, groups, criterion)
+        scores = prunella.score(case.dense, groups, criterion, data if _looks(criterion) else None)
         if measured:
             damage = prunella.analyze(
                 case.dense,
