@@ -36,8 +36,7 @@ from the dense network as is Prunella's default, or *plain*, from the labels alo
 settings there: its recipe's, and those that were its best before finetuning (`no-finetune`).
 `recipes` finetunes Prunella's alone, half as long, with one setting changed at a time, or pruned in
 two rounds within the same epochs. `long` trains Prunella's ResNet-56 for 25 epochs on all 50,000
-images, as the literature does, at the two budgets that it likes; the seconds it may take are
-`--seconds`.
+images, as the literature does, at two budgets that are common there.
 
 Prunella is called once a budget, all at its defaults: `prunella.prune(model, example, macs=...)`,
 and with `calibration=batches`, which sees no label.

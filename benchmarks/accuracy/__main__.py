@@ -160,7 +160,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=2048, help="calibration images")
     parser.add_argument("--out", type=Path, help="result, without its ending")
-    parser.add_argument("--seconds", type=int, default=7200, help="time limit of a method")
+    parser.add_argument(
+        "--seconds", type=int, help="time limit of a method; two hours, `long` a day"
+    )
     parser.add_argument("--resume", action="store_true", help="keep the rows --out has, but failed")
     parser.add_argument("--epochs", type=int, help="of finetuning, in place of the protocol's")
     parser.add_argument("--limit", type=int, help="training images of these, to try the program")
@@ -168,6 +170,7 @@ def _arguments() -> argparse.Namespace:
     options = parser.parse_args()
     results = Path("benchmarks") / "results"
     options.out = options.out or results / f"accuracy-{options.command}"
+    options.seconds = options.seconds or (86_400 if options.command == "long" else 7200)
     options.before = results / "accuracy-no-finetune"
     options.same = [options.command, "--images", options.images]  # what a worker must be told
     for name in ("epochs", "limit"):
