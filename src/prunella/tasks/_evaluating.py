@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prunella.errors import TaskError
 from prunella.model.modes import evaluating
 from prunella.model.structure import device_of
 from prunella.progress import Progress, or_silent
+from prunella.tasks._hashing import absorb
 from prunella.tasks._protocol import Split, Task
 
 
@@ -148,12 +149,12 @@ def size_of(loader: Iterable[Any]) -> int | None:
 
 
 def fingerprint(task: Task, split: Split, *, progress: Progress | None = None) -> str:
-    """Hash every tensor, number and text in a split's batches, in order."""
+    """Hash all that a split's batches hold, in order: by content, the same in every process."""
     hasher = hashlib.sha256()
     loader = open_split(task, split)
     with or_silent(progress)(f"fingerprint of {split}", size_of(loader)) as advance:
         for batch in batches(loader, f"split `{split}`"):
-            _update(hasher.update, batch)
+            absorb(hasher.update, batch)
             advance(1)
     return hasher.hexdigest()
 
@@ -182,19 +183,3 @@ def _outputs(
         moved = to_device(batch, device)
         yield model(*positional(task, moved)), moved
         advance(1)
-
-
-def _update(update: Callable[[bytes], None], value: Any) -> None:
-    if isinstance(value, Tensor):
-        plain = value.detach().cpu().contiguous()
-        update(f"{tuple(plain.shape)}{plain.dtype}".encode())
-        update(plain.flatten().view(torch.uint8).numpy().tobytes())
-    elif isinstance(value, Mapping):
-        for key, part in value.items():
-            update(str(key).encode())
-            _update(update, part)
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            _update(update, part)
-    else:
-        update(repr(value).encode())
