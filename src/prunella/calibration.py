@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from prunella.errors import ConfigError
-from prunella.model.examples import Arguments
+from prunella.model.examples import Arguments, samples_in
 
 Loss = Callable[[Any, int], Tensor]
 """A scalar of the model's outputs on the batch of that index."""
@@ -82,18 +82,13 @@ def thinned(data: Calibration, samples: int) -> Calibration:
 
     A sample is a row of the largest tensor of a batch.
     """
-    sizes = [_samples(batch) for batch in data.batches]
+    sizes = [samples_in(batch) for batch in data.batches]
     step = max(sum(sizes) // samples, 1)
     loss = data.loss
     return Calibration(
         data.batches[::step],
         None if loss is None else lambda outputs, index: loss(outputs, index * step),
     )
-
-
-def _samples(batch: Arguments) -> int:
-    found = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()]
-    return max(found, key=Tensor.numel).shape[0] if found else 1
 
 
 def _arguments(batch: Any, inputs: int, device: torch.device | str) -> Arguments:

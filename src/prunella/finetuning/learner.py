@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 
 from prunella.finetuning.recipe import Recipe
+from prunella.model.outputs import in_float32
 
 _IMAGE_DIMS = 4
 
@@ -36,7 +36,7 @@ class Learner(nn.Module):
         device = next(self.model.parameters()).device
         with torch.autocast(device.type, torch.bfloat16):
             outputs = self.model(*inputs)
-        return convert_to_fp32(outputs)
+        return in_float32(outputs)
 
 
 def channels_last(value: Any) -> Any:

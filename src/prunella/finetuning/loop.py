@@ -21,10 +21,19 @@ from prunella.finetuning.checkpoint import Checkpoint, Saved
 from prunella.finetuning.features import Features, points_of
 from prunella.finetuning.feeding import Feed, own_randomness, seed_all
 from prunella.finetuning.learner import Learner, channels_last, make_optimizer
-from prunella.finetuning.losses import DivergedError, EpochLosses, Taught, check_weights, loss_of
+from prunella.finetuning.losses import (
+    DivergedError,
+    EpochLosses,
+    Taught,
+    check_inside,
+    check_weights,
+    loss_of,
+)
 from prunella.finetuning.moments import Moments, digest_moments, moments_of, remember
 from prunella.finetuning.recipe import Epoch, Finetuned, Recipe
 from prunella.finetuning.schedule import factor
+from prunella.model.blame import own_line
+from prunella.model.examples import samples_in
 from prunella.model.modes import evaluating
 from prunella.model.structure import tensors
 from prunella.plan import Plan
@@ -234,8 +243,13 @@ class _Training:
         inputs = positional(self._task, batch)
         for group in self._optimizer.param_groups:
             group["lr"] = self._recipe.lr * self._factor(step, steps)
-        outputs = self._learner(*inputs)
-        loss = loss_of(self._task, self._recipe, outputs, batch, self._taught(inputs))
+        now = (step // steps + 1, step % steps + 1)
+        try:
+            outputs = self._run(inputs, now)
+            loss = loss_of(self._task, self._recipe, outputs, batch, self._taught(inputs))
+        except TaskError:  # as losses do raise on weights that are no numbers any more
+            check_weights(self._model, *now)
+            raise
         self._accelerator.backward(loss)
         self._optimizer.step()
         self._optimizer.zero_grad()
@@ -244,6 +258,15 @@ class _Training:
         if self._average is not None:
             self._average.update(step)
         return loss
+
+    def _run(self, inputs: tuple[Any, ...], now: tuple[int, int]) -> Any:
+        try:
+            return self._learner(*inputs)
+        except Exception as cause:
+            check_weights(self._model, *now)
+            if self._accelerator.num_processes == 1:  # of several, it may be this one alone
+                check_inside(self._model, lambda: self._learner(*inputs), *now)
+            raise TaskError(_why(cause, self._task, inputs)) from cause
 
     def _taught(self, inputs: tuple[Any, ...]) -> Taught | None:
         if self._teacher is None:
@@ -369,6 +392,21 @@ def _own_training(
     named = {f"model/{name}": value for name, value in tensors(trained).items()}
     store.write(Saved(recipe.epochs, named, {"history": [asdict(only)]}))
     return Finetuned(trained, (only,), only.seconds, True, note=note)
+
+
+def _why(cause: Exception, task: Task, inputs: tuple[Any, ...]) -> str:
+    """Say what to do about a model that raises in training mode."""
+    samples = samples_in(inputs)
+    remedy = (
+        " A norm cannot learn from one value per channel: leave out a last batch of one sample "
+        "(`DataLoader(..., drop_last=True)`), or choose another batch size"
+        if samples == 1
+        else ""
+    )
+    return (
+        f"the model of task `{task.name}` raised {type(cause).__name__} in training mode, on a "
+        f"batch of {samples} sample{'' if samples == 1 else 's'}{own_line(cause)}: {cause}.{remedy}"
+    )
 
 
 def _mask(model: nn.Module, plan: Plan) -> None:

@@ -1,7 +1,9 @@
 """The loss of each step, its mean over an epoch, and the alarm when it is not finite."""
 
+import contextlib
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +13,13 @@ from torch import Tensor, nn
 from prunella.distilling import distillation, feature_distance
 from prunella.errors import TaskError
 from prunella.finetuning.recipe import Epoch, Recipe
+from prunella.model.outputs import finite, tensors_in
 from prunella.tasks import Task
 
 # Looking at a loss makes an accelerator wait for it, so many are looked at together.
 _LOOK_EVERY = 20
+
+_LOG = logging.getLogger("prunella")
 
 
 class DivergedError(TaskError):
@@ -49,6 +54,9 @@ def loss_of(
         (1 - distill) * loss + distill * distillation + feature_distill * feature_distance,
         or the loss alone without a teacher
 
+    It is NaN where the task's loss raises on outputs that are not finite: the training has
+    diverged, which `EpochLosses` finds out in all processes at the same step.
+
     Raises:
         TaskError: The task's loss raises or is not one number.
     """
@@ -58,6 +66,10 @@ def loss_of(
         try:
             mixed = task.loss(outputs, batch)
         except Exception as cause:
+            lost = _lost(outputs)
+            if lost is not None:
+                _LOG.info("the loss raised on outputs that are not finite: %s", cause)
+                return lost
             raise TaskError(
                 f"the loss of task `{task.name}` raised {type(cause).__name__}: {cause}. It is "
                 "called as loss(outputs, batch) with the model's outputs in training mode"
@@ -74,6 +86,14 @@ def loss_of(
     if taught is not None and taught.features:
         mixed = mixed + recipe.feature_distill * feature_distance(taught.features)
     return mixed
+
+
+def _lost(outputs: Any) -> Tensor | None:
+    """Make a NaN of outputs that are not finite, through which gradients go as through a loss."""
+    if finite(outputs):
+        return None
+    learnt = [tensor for tensor in tensors_in(outputs) if tensor.requires_grad]
+    return math.nan * torch.stack([tensor.sum() for tensor in learnt]).sum() if learnt else None
 
 
 class EpochLosses:
@@ -123,3 +143,23 @@ def check_weights(model: nn.Module, epoch: int, step: int) -> None:
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise DivergedError(f"`{name}` has values that are not finite", epoch, step)
+
+
+def check_inside(model: nn.Module, run: Callable[[], object], epoch: int, step: int) -> None:
+    """Raise DivergedError if a module makes what is not finite in a run that raises."""
+    found: list[str] = []
+    names = {module: name for name, module in model.named_modules()}
+
+    def look(module: nn.Module, args: Any, outputs: Any) -> None:
+        if not found and not finite(outputs):
+            found.append(names[module])
+
+    hooks = [module.register_forward_hook(look) for module in names]
+    try:
+        with torch.no_grad(), contextlib.suppress(Exception):
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if found:
+        raise DivergedError(f"what `{found[0]}` makes is not finite", epoch, step)

@@ -6,7 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunella.model.outputs import tensors_in
+
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def samples_in(arguments: Any) -> int:
+    """Count the samples in arguments: the rows of the largest tensor, however deep it is."""
+    found = [tensor for tensor in tensors_in(arguments) if tensor.dim()]
+    return max(found, key=Tensor.numel).shape[0] if found else 1
 
 
 def describe(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -9,7 +9,7 @@ from prunella import tasks
 from prunella.calibration import Calibration
 from prunella.finetuning.feeding import Feed
 from prunella.masking import zeroed
-from prunella.model.examples import Arguments
+from prunella.model.examples import Arguments, samples_in
 from prunella.pipeline.context import Context, own_chance
 from prunella.plan import Groups, Plan, Scores
 from prunella.repairing.compensating import compensate
@@ -66,9 +66,8 @@ def inputs_of(context: Context) -> Calibration:
     with own_chance(seed, torch.device("cpu")):
         for batch in Feed(tasks.open_split(task, "train"), seed).epoch(1):
             args = tasks.positional(task, batch)
-            size = max((len(arg) for arg in args if isinstance(arg, torch.Tensor)), default=1)
             batches.append((tasks.to_device(args, context.device), {}))
-            count += size
+            count += samples_in(args)
             if count >= wanted:
                 break
     return Calibration(batches)

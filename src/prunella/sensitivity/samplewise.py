@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from prunella.errors import ConfigError
 from prunella.model.modes import evaluating
+from prunella.model.outputs import in_float32
 from prunella.model.structure import device_of, free_bytes
 from prunella.tasks import Split, Task, batches, open_split, positional, to_device
 
@@ -86,7 +87,8 @@ def samplewise(
     def outputs_of(one: nn.Module, batch: Any) -> tuple[Any, Any]:
         moved = to_device(batch, where)
         with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16"):
-            return one(*inputs(task, moved)), moved
+            outputs = one(*inputs(task, moved))
+        return in_float32(outputs) if precision == "bf16" else outputs, moved
 
     def values(one: nn.Module, batch: Any) -> Tensor:
         return _apart(outputs_of(one, batch), compute)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunella.errors import TaskError
 from prunella.model.modes import evaluating
+from prunella.model.outputs import finite, in_float32
 from prunella.model.structure import device_of
 from prunella.progress import Progress, or_silent
 from prunella.tasks._hashing import absorb
@@ -17,7 +18,7 @@ from prunella.tasks._protocol import Split, Task
 
 
 class NotFiniteError(TaskError):
-    """The metric is not finite: it is wrong, or the model is."""
+    """The metric is not finite, or the outputs that it raises on: it is wrong, or the model is."""
 
 
 def evaluate(
@@ -38,28 +39,41 @@ def evaluate(
         task: Whose data and metric.
         split: Which part of the data.
         device: Where to compute; where the model is, if None.
-        precision: "bf16" runs the forward passes under autocast.
+        precision: "bf16" runs the forward passes under autocast; the metric sees float32.
         progress: See `prunella.progress`.
 
     Raises:
         TaskError: The split is empty, or its loader or the metric raises.
-        NotFiniteError: The metric is not finite. (A TaskError.)
+        NotFiniteError: The metric is not finite, or raises where the outputs are not. (A
+            TaskError.)
     """
     where = device_of(model) if device is None else torch.device(device)
     loader = open_split(task, split)
-    autocast = torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16")
+    checks: list[Tensor] = []
+
+    def outputs_of(batch: Any) -> Any:
+        with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16"):
+            outputs = model(*positional(task, batch))
+        checks.append(finite(outputs))  # looked at only where something is wrong: it makes one wait
+        return in_float32(outputs) if precision == "bf16" else outputs
+
     with (
         or_silent(progress)(split, size_of(loader)) as advance,
         evaluating(model.to(where)),
         torch.no_grad(),
-        autocast,
     ):
-        pairs = _outputs(model, task, where, batches(loader, f"split `{split}`"), advance)
+        pairs = _outputs(outputs_of, where, batches(loader, f"split `{split}`"), advance)
         try:
             value = float(task.metric.compute(pairs))
         except TaskError:
             raise
         except Exception as cause:
+            if not all(checks):
+                raise NotFiniteError(
+                    f"metric `{task.metric.name}` of task `{task.name}` raised "
+                    f"{type(cause).__name__} on split `{split}`, and the model's outputs have "
+                    f"values that are not finite: {cause}"
+                ) from cause
             raise TaskError(
                 f"judging the model on split `{split}` failed: {type(cause).__name__}: {cause}. "
                 f"Check that the model's outputs and metric `{task.metric.name}` of task "
@@ -173,13 +187,12 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 
 def _outputs(
-    model: nn.Module,
-    task: Task,
+    outputs_of: Callable[[Any], Any],
     device: torch.device,
     source: Iterator[Any],
     advance: Callable[[int], None],
 ) -> Iterator[tuple[Any, Any]]:
     for batch in source:
         moved = to_device(batch, device)
-        yield model(*positional(task, moved)), moved
+        yield outputs_of(moved), moved
         advance(1)
