@@ -486,6 +486,14 @@ def test_moments_of_another_model() -> None:
             finetune(small_model(), small_task(), recipe, moments=moments)
 
 
+@pytest.mark.parametrize(("before", "after"), [("sgd", "adamw"), ("adamw", "sgd")])
+def test_moments_of_another_optimizer(before: Any, after: Any) -> None:
+    recipe = replace(RECIPE, carry_state=True, epochs=1, lr=0.01)
+    done = finetune(small_model(), small_task(), replace(recipe, optimizer=before))
+    with pytest.raises(ConfigError, match=rf"of another optimizer: `.* mean nothing to '{after}'"):
+        finetune(done.model, small_task(), replace(recipe, optimizer=after), moments=done.moments)
+
+
 # ---- resuming
 
 

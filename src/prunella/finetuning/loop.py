@@ -29,7 +29,7 @@ from prunella.finetuning.losses import (
     check_weights,
     loss_of,
 )
-from prunella.finetuning.moments import Moments, digest_moments, moments_of, remember
+from prunella.finetuning.moments import Moments, digest_moments, moments_of, remember, strangers
 from prunella.finetuning.recipe import Epoch, Finetuned, Recipe
 from prunella.finetuning.schedule import factor
 from prunella.model.blame import own_line
@@ -86,11 +86,17 @@ def finetune(  # noqa: PLR0913
         DivergedError: The loss or the weights are not finite. (A TaskError.)
         TaskError: The task's data, loss, metric or training loop raises.
         WorkspaceError: The checkpoint is damaged, or the disk is full.
-        ConfigError: No parameter of the model can be trained, or `moments` are of another model.
+        ConfigError: No parameter of the model can be trained, or `moments` are of another model or
+            another optimizer.
     """
     if not recipe.taught or task.train is not None:
         teacher = None
     moments = moments if recipe.carry_state and task.train is None else None
+    if moments and (odd := strangers(moments, recipe.optimizer)):
+        raise ConfigError(
+            f"the moments are of another optimizer: {odd} mean nothing to {recipe.optimizer!r}. "
+            "Give those of an optimizer of the same kind, or none: it then begins anew"
+        )
     accelerator = Accelerator()
     store = _Store(
         accelerator,

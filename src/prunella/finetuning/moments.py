@@ -15,6 +15,8 @@ from prunella.plan import Plan
 Moments = Mapping[str, Mapping[str, Tensor]]
 """By a parameter's name and the optimizer's word (`momentum_buffer`, `exp_avg`, `step`, ...)."""
 
+_KINDS = {"sgd": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
+
 _SQUARED = frozenset(("exp_avg_sq", "max_exp_avg_sq"))
 
 
@@ -55,6 +57,12 @@ def moments_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
         for name, parameter in model.named_parameters()
         if parameter in optimizer.state
     }
+
+
+def strangers(moments: Moments, optimizer: str) -> str:
+    """Say which of the moments are none that an optimizer ("sgd", "adamw") has; "" for none."""
+    words = {key for values in moments.values() for key in values}
+    return ", ".join(f"`{word}`" for word in sorted(words - _KINDS[optimizer]))
 
 
 def remember(model: nn.Module, optimizer: torch.optim.Optimizer, moments: Moments) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from prunella.experiments import Experiment, Space, search
 from prunella.finetuning import Recipe, cut_moments
-from prunella.finetuning.moments import read_moments, write_moments
+from prunella.finetuning.moments import read_moments, strangers, write_moments
 from prunella.pipeline.context import Context, weights_digest
 from prunella.pipeline.remembering import Made, remembered
 from prunella.pipeline.slots import Slot
@@ -65,8 +65,7 @@ def heal(context: Context, slot: Slot, start: Start, pruned: Entry, *, last: boo
         "experiments": list(space.points),
         "masked": settings.masked,
     }
-    kept = context.space.folder / start.name / _MOMENTS
-    carried = kept if space.recipe.carry_state and start.name != "dense" and kept.exists() else None
+    carried = _carried(context, start, space.recipe)
     if carried is not None:
         inputs["optimizer"] = digest_file(carried)
     folder = context.space.path(slot.name, "experiments")
@@ -118,6 +117,20 @@ def heal(context: Context, slot: Slot, start: Start, pruned: Entry, *, last: boo
     for checkpoint in folder.glob("experiment-*"):
         shutil.rmtree(checkpoint, ignore_errors=True)
     return entry
+
+
+def _carried(context: Context, start: Start, recipe: Recipe) -> Path | None:
+    """Find what the optimizer is to begin with, where it is to begin with something."""
+    path = context.space.folder / start.name / _MOMENTS
+    if not recipe.carry_state or start.name == "dense" or not path.exists():
+        return None
+    if odd := strangers(read_moments(path), recipe.optimizer):
+        context.note(
+            f"the optimizer begins anew, without the state of the round before: {odd} mean nothing "
+            f"to {recipe.optimizer!r}"
+        )
+        return None
+    return path
 
 
 def _step(context: Context, slot: Slot) -> Plan:
