@@ -76,10 +76,15 @@ def logits_of(outputs: Any) -> Tensor:
     return found
 
 
-def teaches(outputs: Any) -> bool:
-    """Tell whether a teacher's outputs are of use to `distillation`: logits of several classes."""
+def teaches(teacher_outputs: Any, outputs: Any = None) -> bool:
+    """Tell whether a teacher's outputs are of use to `distillation`: logits of several classes.
+
+    Args:
+        teacher_outputs: Those of a teacher.
+        outputs: Those of the model that is to learn from them; like the teacher's, if None.
+    """
     try:
-        distillation(outputs, outputs, 1.0)
+        distillation(teacher_outputs if outputs is None else outputs, teacher_outputs, 1.0)
     except TaskError:
         return False
     return True
