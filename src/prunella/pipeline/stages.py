@@ -24,7 +24,7 @@ from prunella.plan import Groups, Plan
 from prunella.progress import Progress
 from prunella.sensitivity import Sensitivity
 from prunella.storing import save
-from prunella.tasks import Task, evaluate
+from prunella.tasks import NotFiniteError, Task, evaluate
 from prunella.transforming import transform, transform_and_prove
 from prunella.workspace import Entry, digest
 
@@ -210,7 +210,7 @@ def cut(
         pruned, proof = transform_and_prove(healed, plan, context.example, {})
         whole = plan_of(pruned)
         assert whole is not None, "a transformed model carries its plan"
-        value = context.evaluate(pruned, "valid")
+        value = just_pruned(context, slot, pruned)
         context.space.replace_folder(f"{slot.name}/pruned", lambda folder: save(pruned, folder))
         step = f"{slot.name}/step.json"
         context.space.write_text(step, plan.to_json())
@@ -226,6 +226,15 @@ def cut(
         }, (f"{slot.name}/pruned", step)
 
     return remembered(context, slot.record("prune"), inputs, make)
+
+
+def just_pruned(context: Context, slot: Slot, pruned: nn.Module) -> float | None:
+    """Judge a model before it is finetuned; None where the metric is not finite."""
+    try:
+        return context.evaluate(pruned, "valid")
+    except NotFiniteError as cause:
+        context.note(f"{slot}: before finetuning, {cause}. Finetuning begins with it all the same")
+        return None
 
 
 def kept_of(groups: Groups, plan: Plan) -> list[dict[str, Any]]:
