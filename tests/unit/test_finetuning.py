@@ -34,6 +34,7 @@ from prunella.finetuning.features import Features, points_of
 from prunella.finetuning.feeding import Feed, own_randomness
 from prunella.finetuning.moments import digest_moments, read_moments, write_moments
 from prunella.finetuning.schedule import factor, warmup_steps
+from prunella.model.carrying import plan_of
 from prunella.progress import silent
 from prunella.tasks import Metric, evaluate
 from tests.unit.small_task import Points, small_model, small_task
@@ -766,6 +767,82 @@ def test_own_training_loop_that_returns_something_else() -> None:
     task = replace(small_task(), train=lambda model, epochs: 3)  # type: ignore[arg-type,return-value]
     with pytest.raises(TaskError, match=r"must return the model .* got int"):
         finetune(small_model(), task, RECIPE)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        copy.deepcopy,
+        nn.DataParallel,
+        torch.compile,
+        lambda model: torch.compile(nn.DataParallel(copy.deepcopy(model))),
+        torch.optim.swa_utils.AveragedModel,
+    ],
+)
+def test_own_training_loop_that_returns_a_copy_or_a_wrapper(wrap: Any, tmp_path: Path) -> None:
+    def train(model: nn.Module, epochs: int) -> nn.Module:
+        returned: nn.Module = wrap(model)
+        with torch.no_grad():
+            for parameter in returned.parameters():
+                parameter.fill_(0.5)
+        return returned
+
+    task = replace(small_task(), train=train)
+    _, pruned, _ = cut_residual()
+    for model in (small_model(), pruned):
+        model.module = nn.Identity()  # a name that wrappers have too
+        found = finetune(model, replace(task, metric=NO_METRIC), RECIPE).model
+        assert type(found) is type(model)
+        assert plan_of(found) == plan_of(model)
+        assert all((parameter == 0.5).all() for parameter in found.parameters())
+
+
+NO_METRIC = Metric("none", higher_is_better=True, compute=lambda pairs: 0.0)
+
+
+def test_own_training_loop_that_returns_another_model() -> None:
+    other = nn.Sequential(nn.Linear(4, 9), nn.Linear(9, 2))
+    for returned in (other, nn.DataParallel(other)):
+        task = replace(small_task(), train=lambda model, epochs, made=returned: made)
+        with pytest.raises(
+            TaskError, match=r"must return the model it was given .* with other tensors \(`"
+        ):
+            finetune(small_model(), task, RECIPE)
+
+
+# ---- batches a norm cannot learn from
+
+
+def test_a_last_batch_of_one_sample_names_the_remedy() -> None:
+    points = Points(0, count=9, size=8)
+    whole = list(points)
+    task = replace(
+        small_task(), data=lambda split: [*whole, (points.points[-1:], points.labels[-1:])]
+    )
+    with pytest.raises(
+        TaskError, match=r"ValueError in training mode, on a batch of 1 sample.*drop_last=True"
+    ) as caught:
+        finetune(small_model(), task, RECIPE)
+    assert not isinstance(caught.value, DivergedError)
+
+
+def test_a_model_that_raises_while_training_is_named_with_its_line() -> None:
+    class Raising(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = small_model()
+
+        def forward(self, points: Tensor) -> Tensor:
+            if self.training:
+                raise KeyError("no targets")
+            made: Tensor = self.body(points)
+            return made
+
+    with pytest.raises(
+        TaskError, match=r"8 samples at .*test_finetuning.py:\d+ .*no targets"
+    ) as caught:
+        finetune(Raising(), small_task(), RECIPE)
+    assert "drop_last" not in str(caught.value)
 
 
 # ---- several processes

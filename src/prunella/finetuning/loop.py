@@ -384,12 +384,7 @@ def _own_training(
         raise TaskError(
             f"the training loop of task `{task.name}` raised {type(cause).__name__}: {cause}"
         ) from cause
-    trained = model if returned is None else returned
-    if not isinstance(trained, nn.Module):
-        raise TaskError(
-            f"the training loop of task `{task.name}` must return the model (or None, having "
-            f"trained it in place), got {type(trained).__name__}"
-        )
+    trained = model if returned is None else _returned(model, returned, task)
     if plan is not None:
         _mask(trained, plan)
     check_weights(trained, recipe.epochs, 0)
@@ -398,6 +393,34 @@ def _own_training(
     named = {f"model/{name}": value for name, value in tensors(trained).items()}
     store.write(Saved(recipe.epochs, named, {"history": [asdict(only)]}))
     return Finetuned(trained, (only,), only.seconds, True, note=note)
+
+
+def _returned(model: nn.Module, found: Any, task: Task) -> nn.Module:
+    """Give the model what a training loop returned, which may be a copy, or wrap it.
+
+    The model itself carries what makes it a pruned one, so it is the one to go on with.
+    """
+    wanted = _shapes(model)
+    inner = found
+    while isinstance(inner, nn.Module) and inner is not model and _shapes(inner) != wanted:
+        # DataParallel and its like hold the model as `module`, torch.compile as `_orig_mod`.
+        inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
+    if isinstance(inner, nn.Module):
+        if inner is not model:
+            put(model, tensors(inner))
+        return model
+    other = ""
+    if isinstance(found, nn.Module):
+        odd = sorted(name for name, _ in _shapes(found).items() ^ wanted.items())
+        other = f" with other tensors ({', '.join(f'`{name}`' for name in odd[:3])})"
+    raise TaskError(
+        f"the training loop of task `{task.name}` must return the model it was given or a copy "
+        f"(or None, having trained it in place), got {type(found).__name__}{other}"
+    )
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in tensors(model).items()}
 
 
 def _why(cause: Exception, task: Task, inputs: tuple[Any, ...]) -> str:
