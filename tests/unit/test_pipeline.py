@@ -16,7 +16,8 @@ from prunella import pipeline, tasks
 from prunella.config import Config, load
 from prunella.costs import count_activation_bytes, count_weight_bytes
 from prunella.errors import BudgetError, ConfigError, TaskError, WorkspaceError
-from prunella.pipeline import rounds, stages, verbs
+from prunella.model.examples import samples_in
+from prunella.pipeline import exporting, rounds, stages, suggesting, verbs
 from prunella.pipeline.context import Context, data_digest, share_of
 from prunella.pipeline.judging import floor_of
 from prunella.pipeline.repairing import inputs_of
@@ -372,6 +373,23 @@ def test_repair_leaves_less_to_be_finetuned(
     # The same inputs in every process and after every kill.
     one_time, other = inputs_of(context).batches, inputs_of(Context(one)).batches
     assert all(torch.equal(a[0][0], b[0][0]) for a, b in zip(one_time, other, strict=True))
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        lambda batch: ({"deep": [batch[0]]},),
+        lambda batch: (torch.tensor(1.0), {"deep": (batch[0],)}),
+        lambda batch: (torch.tensor(1.0), batch[0], 3),
+    ],
+)
+def test_samples_of_nested_inputs_are_counted(tmp_path: Path, inputs: Any) -> None:
+    context = Context(settings(tmp_path, prune__calibration=40))
+    context.task = dataclasses.replace(tasks.load(str(TASK)), inputs=inputs)
+    assert len(inputs_of(context).batches) == 2  # of 32 each
+    drawn = suggesting._samples(context, 40).batches
+    assert [samples_in(batch) for batch in drawn] in ([32, 8], [32])
+    assert len(exporting._data(context, "train", None).batches) == 8  # all, for there are few
 
 
 def test_a_training_loop_of_the_users_own(tmp_path: Path) -> None:

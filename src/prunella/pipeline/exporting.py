@@ -16,7 +16,7 @@ from prunella.errors import ConfigError, WorkspaceError
 from prunella.exporting import Exported, Quantized, Timing
 from prunella.exporting.quantizing import MAX_DROP, SAMPLES
 from prunella.exporting.targets import target
-from prunella.model.examples import Arguments
+from prunella.model.examples import Arguments, samples_in
 from prunella.pipeline.context import Context, threads
 from prunella.pipeline.verbs import RECORD
 from prunella.plan import Plan
@@ -183,15 +183,10 @@ def _data(context: Context, split: tasks.Split, most: int | None) -> Calibration
         tasks.batches(tasks.open_split(context.task, split), f"split `{split}`")
     ):
         found.append((tasks.positional(context.task, batch), {}))
-        samples = sum(_samples(args) for args, _ in found)
+        samples = sum(samples_in(args) for args, _ in found)
         if index + 1 == most or (most is None and samples >= SAMPLES):
             break
     return Calibration(found)
-
-
-def _samples(args: tuple[object, ...]) -> int:
-    first = args[0]
-    return int(getattr(first, "shape", (1,))[0])
 
 
 def _int8(context: Context, exported: Exported, max_drop: float) -> Quantized:

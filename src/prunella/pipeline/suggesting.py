@@ -100,7 +100,8 @@ def _samples(context: Context, count: int) -> Calibration:
     found: list[Arguments] = []
     for batch in tasks.open_split(task, context.config.analyze.split):
         args = tasks.positional(task, tasks.to_device(batch, context.device))
-        lengths = {len(leaf) for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)}
+        leaves = pytree.tree_leaves(args)
+        lengths = {len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()}
         size = lengths.pop() if len(lengths) == 1 else count
         if size > count:
             args = pytree.tree_map_only(Tensor, partial(_first, count=count), args)
@@ -112,7 +113,7 @@ def _samples(context: Context, count: int) -> Calibration:
 
 
 def _first(tensor: Tensor, count: int) -> Tensor:
-    return tensor[:count]
+    return tensor[:count] if tensor.dim() else tensor
 
 
 def forecasts(context: Context, curves: Sensitivity) -> tuple[list[Forecast], str]:
