@@ -81,6 +81,15 @@ def test_bad_files(text: str, message: str, tmp_path: Path) -> None:
         tasks.load(write(tmp_path, text))
 
 
+def test_example_inputs_are_a_tuple(tmp_path: Path) -> None:
+    message = r"`example_inputs` of task `points` is a tuple .* got Tensor: write `\(x,\)`"
+    with pytest.raises(ConfigError, match=message):
+        replace(small_task(), example_inputs=torch.zeros(1, 4))  # type: ignore[arg-type]
+    text = "import dataclasses, torch\ntask = dataclasses.replace(small_task(), example_inputs="
+    with pytest.raises(TaskError, match=rf"raised at line 3: ConfigError: {message}"):
+        tasks.load(write(tmp_path, f"{GOOD}{text}torch.zeros(1, 4))"))
+
+
 def test_options_for_a_task_that_takes_none(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="takes no options, got depth"):
         tasks.load(write(tmp_path, f"{GOOD}task = small_task()"), depth=3)

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from prunella.errors import ConfigError
+
 Split = Literal["train", "valid", "test"]
 
 
@@ -65,3 +67,10 @@ class Task:
     inputs: Callable[[Any], tuple[Any, ...]] = first_of
     train: Callable[[nn.Module, int], nn.Module | None] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.example_inputs, tuple):
+            raise ConfigError(
+                f"`example_inputs` of task `{self.name}` is a tuple of the model's positional "
+                f"inputs, got {type(self.example_inputs).__name__}: write `(x,)` for one input `x`"
+            )
