@@ -192,16 +192,17 @@ class PruneSection(_Section):
 class FinetuneSection(_Section):
     """How a pruned model is healed."""
 
-    epochs: int = Field(default=4, ge=1)
-    """Epochs of one experiment."""
+    epochs: int | None = Field(default=None, ge=1)
+    """Epochs of one experiment; unset: the task suggests, or else 4."""
     last_epochs: int | None = Field(default=None, ge=1)
     """Epochs of one experiment of the last round; unset: as in the others."""
     trials: int = Field(default=3, ge=1)
     """Experiments a round, over the learning rate and its decay; hopeless ones are ended early."""
     lr: Numbers = ()
     """Initial learning rates to try, the most promising first; empty: around the task's own."""
-    decays: Annotated[tuple[Decay, ...], BeforeValidator(_listed)] = ("cosine", "linear")
-    """Decay policies to try, the most promising first."""
+    decays: Annotated[tuple[Decay, ...], BeforeValidator(_listed)] | None = None
+    """Decay policies to try, the most promising first; unset: the task's own, or else cosine and
+    linear."""
     optimizer: Literal["sgd", "adamw"] | None = None
     """Optimizer; unset: the task suggests."""
     momentum: float | None = Field(default=None, ge=0, lt=1)
@@ -236,8 +237,8 @@ class FinetuneSection(_Section):
 
     @field_validator("decays")
     @classmethod
-    def _some(cls, decays: tuple[str, ...]) -> tuple[str, ...]:
-        if not decays:
+    def _some(cls, decays: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if decays == ():
             raise ValueError("name at least one decay")
         return decays
 
@@ -259,8 +260,8 @@ class RunSection(_Section):
     """CPU threads; unset: as many as the machine suggests."""
     device: str = "auto"
     """"cpu", "cuda", "cuda:1", ...; "auto" takes an accelerator where there is one."""
-    precision: Literal["no", "bf16"] = "no"
-    """Mixed precision of finetuning."""
+    precision: Literal["no", "bf16"] | None = None
+    """Mixed precision of finetuning; unset: the task suggests, or else "no"."""
     latency_seconds: float = Field(default=2.0, gt=0)
     """Time to spend on measuring latency, both models together."""
 

@@ -148,13 +148,13 @@ def test_outputs_that_are_no_classes_teach_nothing_unless_asked(
     regression = changed_task(tmp_path, text)
     values = {**BASE, "task.spec": str(regression), "run.folder": str(tmp_path / "run")}
     context = Context(load(None, values))
-    assert healing.space_of(context, 1).recipe.distill == 0
+    assert healing.space_of(context, last=True).recipe.distill == 0
     assert any("learns from the labels alone: " in n and why in n for n in context.notes)
     asked = Context(load(None, {**values, "finetune.distill": 0.3}))
-    assert healing.space_of(asked, 1).recipe.distill == 0.3
+    assert healing.space_of(asked, last=True).recipe.distill == 0.3
     assert asked.notes == []
     usual = Context(load(None, {**values, "task.spec": str(TASK)}))
-    assert healing.space_of(usual, 1).recipe.distill > 0
+    assert healing.space_of(usual, last=True).recipe.distill > 0
     assert torch.is_grad_enabled()
 
 

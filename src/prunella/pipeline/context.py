@@ -25,6 +25,7 @@ from prunella.finetuning.feeding import Feed, own_randomness, seed_all
 from prunella.graph import Graph
 from prunella.latency import LatencyModel
 from prunella.model.structure import tensors
+from prunella.pipeline.defaults import suggested
 from prunella.pipeline.peers import peers
 from prunella.pipeline.profiling import profiled
 from prunella.pipeline.teaching import why_mute
@@ -66,7 +67,9 @@ class Context:
     def task(self) -> Task:
         """The user's task."""
         options = dict(self.config.task.options)
-        return tasks.load(self.config.task.spec, progress=self.progress, **options)
+        task = tasks.load(self.config.task.spec, progress=self.progress, **options)
+        suggested(task)  # what is wrong there is told before hours of work, not after
+        return task
 
     @cached_property
     def device(self) -> torch.device:

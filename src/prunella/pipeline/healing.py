@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from prunella.experiments import Experiment, Space, search
-from prunella.finetuning import Recipe, cut_moments
+from prunella.finetuning import Decay, Recipe, cut_moments
 from prunella.finetuning.moments import read_moments, strangers, write_moments
 from prunella.pipeline.context import Context, weights_digest
+from prunella.pipeline.defaults import suggested
 from prunella.pipeline.remembering import Made, remembered
 from prunella.pipeline.slots import Slot
 from prunella.pipeline.stages import Start, to_train, trained
@@ -21,27 +22,32 @@ from prunella.workspace import Entry, digest_file
 # Rates to try where the user names none, as multiples of the task's, the most promising first.
 _AROUND = (1.0, 0.3, 3.0)
 
+# Decay policies to try where neither user nor task names one.
+_DECAYS: tuple[Decay, ...] = ("cosine", "linear")
+
 _MOMENTS = Path("optimizer", "moments.safetensors")
 """In the folder of an attempt: what the optimizer remembers at its end."""
 
 log = logging.getLogger("prunella")
 
 
-def space_of(context: Context, epochs: int) -> Space:
+def space_of(context: Context, *, last: bool) -> Space:
     """Put the user's settings over the task's suggestions over the defaults."""
     settings, run = context.config.finetune, context.config.run
     known = {field.name for field in fields(Recipe)}
-    suggested = {key: value for key, value in context.task.settings.items() if key in known}
-    given = settings.model_dump(
-        include=known - {"epochs", "lr", "seed", "precision"}, exclude_none=True
-    )
-    fixed = {"epochs": epochs, "seed": run.seed, "precision": run.precision}
-    recipe = Recipe(**{**suggested, **given, **fixed})
-    if recipe.distill and "distill" not in {**suggested, **given} and (why := context.mute):
+    suggestions = suggested(context.task)
+    given = settings.model_dump(include=known - {"lr"}, exclude_none=True)
+    given |= run.model_dump(include={"seed", "precision"}, exclude_none=True)
+    if last and settings.last_epochs:
+        given["epochs"] = settings.last_epochs
+    chosen = {**suggestions, **given}
+    recipe = Recipe(**chosen)
+    if recipe.distill and "distill" not in chosen and (why := context.mute):
         context.note(f"finetuning learns from the labels alone: {why}")
         recipe = replace(recipe, distill=0.0)
     lrs = settings.lr or tuple(float(f"{recipe.lr * factor:.3g}") for factor in _AROUND)
-    return Space(recipe, lrs, settings.decays, settings.trials)
+    own = (recipe.decay,) if "decay" in suggestions else _DECAYS
+    return Space(recipe, lrs, settings.decays or own, settings.trials)
 
 
 def heal(context: Context, slot: Slot, start: Start, pruned: Entry, *, last: bool) -> Entry:
@@ -55,8 +61,7 @@ def heal(context: Context, slot: Slot, start: Start, pruned: Entry, *, last: boo
         last: Whether this is to be the last round, which may have epochs of its own.
     """
     settings = context.config.finetune
-    epochs = settings.last_epochs if last and settings.last_epochs else settings.epochs
-    space = space_of(context, epochs)
+    space = space_of(context, last=last)
     inputs: dict[str, Any] = {
         "pruned": pruned.payload["model"],
         "data": dict(context.data),

@@ -55,7 +55,9 @@ class Task:
         inputs: The positional inputs of the model in a batch.
         train: A training loop of the user's own, `train(model, epochs) -> model`, called in place
             of ours.
-        settings: Suggested defaults of finetuning, named as `Recipe` names them.
+        settings: Suggested defaults of finetuning, named as `Recipe` names them; what the user
+            sets is stronger. Learning rates are tried around `lr`, `decay` is the only one tried,
+            and the seed is the run's.
     """
 
     name: str
