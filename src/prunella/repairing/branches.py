@@ -46,7 +46,7 @@ def _branch(
 ) -> Branch:
     graph = course.graph
     name = mixer.node.outputs[0]
-    outs = dense[mixer.weight].shape[1 - mixer.into]
+    outs = mixer.outs(dense[mixer.weight])
     scale = torch.ones(outs, device=dense[mixer.weight].device)
     shift: str | None = None
     first = True

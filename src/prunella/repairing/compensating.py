@@ -205,9 +205,7 @@ class _Fitter:
                     aim = aim + rows_made(mixer, off, chosen).float() / steady
                 if mixer.given is not None:
                     given = pair.dense.values[mixer.given].float()
-                    aim = aim - given.expand(weight.shape[1 - mixer.into]).reshape(
-                        mixer.parts, 1, -1
-                    )
+                    aim = aim - given.expand(mixer.outs(weight)).reshape(mixer.parts, 1, -1)
                 if width > WIDEST:
                     read = read @ mixer.matrix(weight).float().mT
                 if half == len(halves):

@@ -3,11 +3,14 @@
 Such a node computes `y = W x + b` for many rows `x`: the patches that a kernel sees, the tokens of
 a sequence. What a removed channel did is in its columns of `W` alone, so what can be done about it
 is least squares over rows.
+
+A transposed convolution is one whose kernel sees zeros between the inputs: which of its taps meet
+an input depends on where the output lies, so most of what a row holds is zero.
 """
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -19,6 +22,11 @@ from torch import Tensor
 from prunella.graph import Graph, Node, Ref, refs
 
 _CONVS = {f"aten.conv{n}d.{kind}": n for n in (1, 2, 3) for kind in ("default", "padding")}
+_TRANSPOSED = {
+    "aten.conv_transpose1d.default": 1,
+    "aten.conv_transpose2d.input": 2,
+    "aten.conv_transpose3d.input": 3,
+}
 
 
 WIDEST = 6144
@@ -50,18 +58,28 @@ class Mixer:
     @property
     def spatial(self) -> int:
         """Count the dimensions a kernel moves along."""
-        return _CONVS.get(self.node.op, 0)
+        return _spatial(self.node)
+
+    def ins(self, weight: Tensor) -> int:
+        """Count the channels that one of the parts reads."""
+        return weight.shape[self.into] // (self.parts if self.into == 0 else 1)
+
+    def outs(self, weight: Tensor) -> int:
+        """Count the channels that all parts make."""
+        return weight.shape[1 - self.into] * (self.parts if self.into == 0 else 1)
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Lay a weight out as `[parts, outs, ins * kernel]`; a view where that is possible."""
         if self.into == 0:
-            weight = weight.T
+            apart = weight.reshape(self.parts, self.ins(weight), weight.shape[1], -1)
+            return apart.transpose(1, 2).flatten(2)
         return weight.reshape(self.parts, weight.shape[0] // self.parts, -1)
 
     def unmatrix(self, matrix: Tensor, shape: Sequence[int]) -> Tensor:
         """Undo `matrix`."""
         if self.into == 0:
-            return matrix.reshape(shape[1], shape[0]).T
+            apart = matrix.reshape(self.parts, shape[1], shape[0] // self.parts, -1)
+            matrix = apart.transpose(1, 2)
         return matrix.reshape(tuple(shape))
 
 
@@ -84,13 +102,14 @@ def mixers(graph: Graph, nodes: Sequence[Node]) -> list[Mixer]:
         known = graph.values[weight.name]
         if known.kind != "parameter" or sources[known.source] != 1:
             continue
-        spatial = _CONVS.get(node.op, 0)
+        spatial = _spatial(node)
         if spatial and len(graph.values[x.name].shape) != spatial + 2:
             continue
         if not spatial and len(known.shape) != 2:
             continue
-        parts = graph.values[x.name].shape[1] // known.shape[1] if spatial else 1
-        biases = _biases(graph, bias, known.shape[1 - into], sources)
+        parts = _parts(node, graph.values[x.name].shape, known.shape)
+        outs = known.shape[1 - into] * (parts if into == 0 else 1)
+        biases = _biases(graph, bias, outs, sources)
         if biases is None:
             continue
         own, given = biases
@@ -117,11 +136,24 @@ def _places(node: Node) -> tuple[Any, Any, Any, int] | None:
     args = node.args
     if node.op in _CONVS or node.op == "aten.linear.default":
         return args[0], args[1], args[2] if len(args) > 2 else None, 1
+    if node.op in _TRANSPOSED:
+        return args[0], args[1], args[2] if len(args) > 2 else None, 0
     if node.op == "aten.addmm.default" and not node.kwargs:
         return args[1], args[2], args[0], 0
     if node.op in ("aten.mm.default", "aten.matmul.default"):
         return args[0], args[1], None, 0
     return None
+
+
+def _spatial(node: Node) -> int:
+    return _CONVS.get(node.op, 0) or _TRANSPOSED.get(node.op, 0)
+
+
+def _parts(node: Node, read: Sequence[int], weight: Sequence[int]) -> int:
+    """Count the groups of a convolution; 1 of anything else."""
+    if node.op in _TRANSPOSED:
+        return int(node.args[6]) if len(node.args) > 6 else 1
+    return read[1] // weight[1] if node.op in _CONVS else 1
 
 
 def rows_wanted(width: int, batches: int) -> int:
@@ -174,17 +206,46 @@ def rows_read(
         rows = x.reshape(-1, x.shape[-1])
         return (rows if chosen is None else rows[chosen])[None]
     grid = made.shape[2:]
-    stride, dilation, padded = _window(mixer, x, kernel)
     count = made.shape[0] * prod(grid)
     numbers = torch.arange(count, device=x.device) if chosen is None else chosen
-    places = torch.unravel_index(numbers, (made.shape[0], *grid))
-    starts = [place * step for place, step in zip(places[1:], stride, strict=True)]
-    patches = []
+    sample, *places = torch.unravel_index(numbers, (made.shape[0], *grid))
+    seen = _seen_between if mixer.node.op in _TRANSPOSED else _seen
+    patches = torch.stack(list(seen(mixer, x, kernel, sample, places)), -1)
+    return _by_part(mixer, patches.flatten(1))  # of [rows, channels, kernel]
+
+
+def _seen(
+    mixer: Mixer, x: Tensor, kernel: Sequence[int], sample: Tensor, places: Sequence[Tensor]
+) -> Iterator[Tensor]:
+    """Yield for each tap of the kernel what it meets where outputs are, `[rows, channels]`."""
+    stride, dilation, padded = _window(mixer, x, kernel)
+    starts = [place * step for place, step in zip(places, stride, strict=True)]
     for offset in itertools.product(*(range(size) for size in kernel)):
         at = [s + o * d for s, o, d in zip(starts, offset, dilation, strict=True)]
-        where: tuple[Any, ...] = (places[0], slice(None), *at)
-        patches.append(padded[where])
-    return _by_part(mixer, torch.stack(patches, -1).flatten(1))  # of [rows, channels, kernel]
+        where: tuple[Any, ...] = (sample, slice(None), *at)
+        yield padded[where]
+
+
+def _seen_between(
+    mixer: Mixer, x: Tensor, kernel: Sequence[int], sample: Tensor, places: Sequence[Tensor]
+) -> Iterator[Tensor]:
+    """Yield the same of a transposed convolution: zeros where a tap meets no input."""
+    n, args = mixer.spatial, mixer.node.args
+    stride = _each(args[3] if len(args) > 3 else 1, n)
+    padding = _each(args[4] if len(args) > 4 else 0, n)
+    dilation = _each(args[7] if len(args) > 7 else 1, n)
+    for offset in itertools.product(*(range(size) for size in kernel)):
+        at: list[Tensor] = []
+        meets = torch.ones_like(sample, dtype=torch.bool)
+        for dim in range(n):
+            away = places[dim] + padding[dim] - offset[dim] * dilation[dim]
+            whole = away.div(stride[dim], rounding_mode="floor")
+            size = x.shape[dim + 2]
+            meets &= (away % stride[dim] == 0) & (whole >= 0) & (whole < size)
+            at.append(whole.clamp(0, size - 1))
+        where: tuple[Any, ...] = (sample, slice(None), *at)
+        # Not by a product: what is not met may be infinite.
+        yield x[where].masked_fill(~meets[:, None], 0)
 
 
 def _by_part(mixer: Mixer, rows: Tensor) -> Tensor:

@@ -198,7 +198,7 @@ def observe(model: nn.Module, data: Calibration, progress: Progress) -> dict[str
 def _worth_it(mixer: Mixer, weight: Tensor) -> bool:
     # Where a conv group reads one channel, none can stand in for it.
     width = mixer.matrix(weight).shape[2]
-    alone = mixer.spatial > 0 and weight.shape[mixer.into] == 1
+    alone = mixer.spatial > 0 and mixer.ins(weight) == 1
     return weight.is_floating_point() and width <= WIDEST and not alone
 
 
