@@ -197,6 +197,21 @@ def test_verbs_by_hand(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
     assert pipeline.report(settings(tmp_path)).name == "report.html"
 
 
+def test_a_round_that_is_not_finetuned_is_no_part_of_the_final_model(tmp_path: Path) -> None:
+    pipeline.prune(settings(tmp_path, budget__macs=0.7))
+    pipeline.finetune(settings(tmp_path))
+    finished = pipeline.transform(settings(tmp_path)).record
+    pipeline.prune(settings(tmp_path, budget__macs=0.5))
+    again = pipeline.transform(settings(tmp_path)).record
+    assert [len(found.attempts) for found in again.rounds] == [1, 1]
+    assert finished.compressed is not None
+    assert again.compressed is not None
+    for figure in ("macs", "params", "valid", "test"):
+        assert getattr(again.compressed, figure) == getattr(finished.compressed, figure), figure
+    assert again.groups == finished.groups
+    assert again.certificate == finished.certificate
+
+
 def test_stat_needs_no_folder(tmp_path: Path) -> None:
     result = pipeline.stat(settings(tmp_path / "none"))
     assert sum(result.layers.values()) == result.record.baseline.macs

@@ -47,7 +47,7 @@ def assemble(context: Context, outcome: Outcome = "partial") -> RunRecord:
     space, task, config = context.space, context.task, context.config
     read = {name: space.read(name) for name in (*_STAGES, "latency")}
     tries = list(attempts(space))
-    current = _current(tries)
+    current = _current(tries, ended=outcome != "partial")
     final = read["final"]
     if final is not None and (current is None or final.inputs["from"] != current.slot.name):
         final = read["final"] = None
@@ -94,9 +94,12 @@ def environment(context: Context) -> dict[str, str]:
     }
 
 
-def _current(tries: list[Attempt]) -> Attempt | None:
-    """Pick the attempt whose model is the run's: the one under way, else the last accepted."""
-    if tries and tries[-1].verdict is None:
+def _current(tries: list[Attempt], *, ended: bool) -> Attempt | None:
+    """Pick the attempt whose model is the run's: the one under way, else the last accepted.
+
+    A run that has ended has none under way: what was pruned and not finetuned since is left aside.
+    """
+    if tries and tries[-1].verdict is None and not ended:
         return tries[-1]
     accepted = [attempt for attempt in tries if attempt.accepted]
     return accepted[-1] if accepted else None
@@ -104,7 +107,7 @@ def _current(tries: list[Attempt]) -> Attempt | None:
 
 def current_model(context: Context) -> nn.Module | None:
     """Load the model the run is at, None where nothing is pruned yet."""
-    current = _current(list(attempts(context.space)))
+    current = _current(list(attempts(context.space)), ended=False)
     if current is None:
         return None
     return context.load(f"{current.slot.name}/{'finetuned' if current.tuned else 'pruned'}")
