@@ -47,16 +47,23 @@ def attempts(space: Workspace) -> Iterator[Attempt]:
     """Read the attempts of a run in order, up to the first gap.
 
     A round that was followed by another has an accepted attempt; what lies behind a gap belongs to
-    an earlier run with other settings, and is not part of this one.
+    an earlier run with other settings, and is not part of this one. Neither is a verdict on a model
+    that was finetuned again since, or a round that started from one.
     """
-    slot = Slot(1, 1)
+    slot, start = Slot(1, 1), None
     while (pruned := space.read(slot.record("prune"))) is not None:
+        if start is not None and pruned.inputs["start"]["weights"] != start:
+            return
         tuned = space.read(slot.record("finetune"))
         verdict = space.read(slot.record("verdict")) if tuned is not None else None
+        if tuned and verdict and verdict.inputs["model"] != tuned.payload["model"]:
+            verdict = None
         attempt = Attempt(slot, pruned, tuned, verdict)
         yield attempt
         if verdict is None:
             return
+        if tuned and attempt.accepted:
+            start = tuned.payload["model"]
         slot = after(attempt)
 
 
