@@ -77,6 +77,15 @@ def test_report_prints_its_path(finished: tuple[Path, Result]) -> None:
     assert result.stdout.strip() == str(finished[0] / "report.html")
 
 
+def test_report_makes_no_folder(tmp_path: Path) -> None:
+    typed = tmp_path / "typo"
+    result = call("report", "--run.folder", str(typed))
+    assert result.exit_code == 2, result.output
+    assert f"there is no run to report on in `{typed}`: it does not exist" in result.stderr
+    assert "hint: Name the work folder of a run with `--run.folder`" in result.stderr
+    assert not typed.exists()
+
+
 def test_each_verb_says_the_next_command(tmp_path: Path) -> None:
     following = {
         "ana": "prune",

@@ -22,6 +22,7 @@ from prunella.pipeline.context import Context, data_digest, share_of
 from prunella.pipeline.judging import floor_of
 from prunella.pipeline.repairing import inputs_of
 from prunella.pipeline.slots import Slot, attempts
+from prunella.record import RunRecord
 from prunella.workspace import Entry
 
 TASK = Path(__file__).parents[1] / "tiny_task.py"
@@ -210,6 +211,44 @@ def test_a_round_that_is_not_finetuned_is_no_part_of_the_final_model(tmp_path: P
         assert getattr(again.compressed, figure) == getattr(finished.compressed, figure), figure
     assert again.groups == finished.groups
     assert again.certificate == finished.certificate
+
+
+def test_a_run_that_was_cut_off_can_be_reported_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = rounds.heal
+
+    def cut_off(context: Context, slot: Slot, *more: Any, last: bool) -> Entry:
+        if slot.round == 2:
+            raise KeyboardInterrupt
+        return real(context, slot, *more, last=last)
+
+    monkeypatch.setattr(rounds, "heal", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(settings(tmp_path))
+    assert "Round 1" in pipeline.report(settings(tmp_path)).read_text()
+    entry = verbs.Workspace(tmp_path).read("run")
+    assert entry is not None
+    record = RunRecord.from_data(entry.payload)
+    assert record.outcome == "partial"
+    assert record.sensitivity is not None
+    assert [found.number for found in record.rounds] == [1]
+    assert record.compressed is not None
+    assert record.compressed.macs == record.rounds[0].attempts[0].macs
+
+    # The same again, over a run that had ended: nothing of its end is shown beside other settings.
+    monkeypatch.undo()
+    pipeline.run(settings(tmp_path))
+    monkeypatch.setattr(rounds, "heal", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(settings(tmp_path, finetune__last_epochs=2))
+    entry = verbs.Workspace(tmp_path).read("run")
+    assert entry is not None
+    record = RunRecord.from_data(entry.payload)
+    assert [found.number for found in record.rounds] == [1]
+    assert record.compressed is not None
+    assert record.compressed.test is None
+    assert record.compressed.latency is None
 
 
 def test_stat_needs_no_folder(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ class Verb:
         sections: The sections whose settings the help lists.
         act: What it does.
         rehearse: What it does with `--dry-run`; None where there is no such option.
+        logged: Whether it works in the work folder, which its log is then a part of.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Verb:
     sections: tuple[str, ...]
     act: Callable[[Config, str, bool], None]
     rehearse: Callable[[Config, str, bool], None] | None = None
+    logged: bool = True
 
 
 def _task(name: str) -> Callable[[Config, str, bool], None]:
@@ -205,6 +207,7 @@ VERBS = (
         "Example: prunella report --run.folder prunella-run",
         ("run",),
         _report,
+        logged=False,
     ),
 )
 
@@ -231,7 +234,8 @@ def _add(app: typer.Typer, verb: Verb, name: str, *, hidden: bool) -> None:
                 return
             config = read(ctx.args, given, task_needed=verb.name != "report")
             typed = typed_again(ctx.args, given)
-            with speaking.logging_to(config.folder / "run.log", quiet):
+            log = config.folder / "run.log" if verb.logged else None
+            with speaking.logging_to(log, quiet):
                 try:
                     act(config, typed, quiet)
                 except KeyboardInterrupt:

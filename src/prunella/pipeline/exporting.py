@@ -18,7 +18,7 @@ from prunella.exporting.quantizing import MAX_DROP, SAMPLES
 from prunella.exporting.targets import target
 from prunella.model.examples import Arguments, samples_in
 from prunella.pipeline.context import Context, threads
-from prunella.pipeline.verbs import RECORD
+from prunella.pipeline.recording import RECORD
 from prunella.plan import Plan
 from prunella.progress import Progress
 from prunella.record import RunRecord

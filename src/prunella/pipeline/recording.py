@@ -1,4 +1,4 @@
-"""Put a run's record together from what its work folder holds."""
+"""Put a run's record together from what its work folder holds, and write it down."""
 
 import platform
 import sys
@@ -13,7 +13,7 @@ from prunella.pipeline.budgets import asked
 from prunella.pipeline.context import Context
 from prunella.pipeline.judging import floor_of
 from prunella.pipeline.profiling import PROFILE, needs_profile
-from prunella.pipeline.slots import Attempt, attempts
+from prunella.pipeline.slots import Attempt, Slot, attempts
 from prunella.record import (
     AttemptRecord,
     CertificateRecord,
@@ -32,6 +32,8 @@ from prunella.record import (
 from prunella.sensitivity import Sensitivity
 from prunella.workspace import Entry
 
+RECORD = "run"
+
 # Stages of the record by the names of their own records; rounds have theirs in folders.
 _STAGES = {
     PROFILE: "profile",
@@ -42,14 +44,24 @@ _STAGES = {
 }
 
 
-def assemble(context: Context, outcome: Outcome = "partial") -> RunRecord:
-    """Read the work folder into a `RunRecord`."""
+def assemble(context: Context, outcome: Outcome = "partial", upto: Slot | None = None) -> RunRecord:
+    """Read the work folder into a `RunRecord`.
+
+    Args:
+        context: Of the run.
+        outcome: How it ended.
+        upto: Of a run under way, the last attempt so far; what is on disk of later ones, and of an
+            end, is an earlier run's. None for all that is there.
+    """
     space, task, config = context.space, context.task, context.config
     read = {name: space.read(name) for name in (*_STAGES, "latency")}
     tries = list(attempts(space))
+    if upto is not None:
+        tries = [attempt for attempt in tries if attempt.slot <= upto]
+        read |= dict.fromkeys(("final", "test", "latency"))
     current = _current(tries, ended=outcome != "partial")
     final = read["final"]
-    if final is not None and (current is None or final.inputs["from"] != current.slot.name):
+    if final is not None and (current is None or not _made_of(final, current)):
         final = read["final"] = None
     groups = _groups(final or (current.pruned if current else None), context)
     base = read["baseline"]
@@ -82,6 +94,13 @@ def assemble(context: Context, outcome: Outcome = "partial") -> RunRecord:
     )
 
 
+def record(context: Context, outcome: Outcome = "partial", upto: Slot | None = None) -> RunRecord:
+    """Write down what is known of the run so far, which a report is made from; see `assemble`."""
+    found = assemble(context, outcome, upto)
+    context.space.write(RECORD, {}, found.to_data())
+    return found
+
+
 def environment(context: Context) -> dict[str, str]:
     """Say what the run ran on."""
     return {
@@ -103,6 +122,11 @@ def _current(tries: list[Attempt], *, ended: bool) -> Attempt | None:
         return tries[-1]
     accepted = [attempt for attempt in tries if attempt.accepted]
     return accepted[-1] if accepted else None
+
+
+def _made_of(final: Entry, attempt: Attempt) -> bool:
+    made = {"from": attempt.slot.name, "weights": attempt.tuned and attempt.tuned.payload["model"]}
+    return all(final.inputs[part] == found for part, found in made.items())
 
 
 def current_model(context: Context) -> nn.Module | None:

@@ -10,6 +10,7 @@ from prunella.pipeline.budgets import shares
 from prunella.pipeline.context import Context
 from prunella.pipeline.healing import heal
 from prunella.pipeline.judging import judge
+from prunella.pipeline.recording import record
 from prunella.pipeline.slots import Slot, forget_after
 from prunella.pipeline.stages import Start, cut, dense_start, tuned_start
 from prunella.workspace import Entry
@@ -95,6 +96,7 @@ def loop(
             return at.best, False
         tuned = heal(context, at.slot, at.start, pruned, last=target == budget)
         verdict = judge(context, at.slot, tuned, baseline).payload
+        record(context, upto=at.slot)
         log.info("%s: %s", at.slot, verdict["reason"])
         if verdict["accepted"]:
             at = _forward(context, at, target, tuned)

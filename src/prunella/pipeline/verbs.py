@@ -14,7 +14,7 @@ from prunella.pipeline.context import Context, opened
 from prunella.pipeline.finishing import finish, latency, test
 from prunella.pipeline.healing import heal
 from prunella.pipeline.judging import check_floor, judge
-from prunella.pipeline.recording import assemble, current_model
+from prunella.pipeline.recording import RECORD, assemble, current_model, record
 from prunella.pipeline.rounds import loop
 from prunella.pipeline.slots import Attempt, Slot, after, attempts
 from prunella.pipeline.stages import (
@@ -29,8 +29,6 @@ from prunella.pipeline.suggesting import Forecast, forecast, forecasts, known_or
 from prunella.progress import Progress
 from prunella.record import Outcome, RunRecord
 from prunella.workspace import Entry, Workspace
-
-RECORD = "run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +200,7 @@ def run(config: Config, progress: Progress | None = None, *, typed: str | None =
         first = baseline(context)
         check_floor(context, first)
         analyzed = sensitivity(context)
+        record(context, upto=Slot(0, 0))
         best, met = loop(context, first, analyzed, budget)
         if best is None:
             context.note("no round met the floor, so the model stays as it is")
@@ -223,26 +222,28 @@ def run(config: Config, progress: Progress | None = None, *, typed: str | None =
 def stat(config: Config, progress: Progress | None = None, *, typed: str | None = None) -> Result:
     """Count what the model costs, dense and as far as it is pruned, and list its groups."""
     context = Context(config, progress, typed)
-    record = assemble(context)
+    so_far = assemble(context)
     model = current_model(context)
     layers: dict[str, int] = defaultdict(int)
     found = context.groups if model is None else context.groups_of(model)
     for term in found.terms:
         size = math.prod(len(channels) for channels in term.dims)
         layers[term.module] += term.factor * size // found.graph.samples
-    return Result(record, config.folder, "", context.command("analyze"), dict(layers))
+    return Result(so_far, config.folder, "", context.command("analyze"), dict(layers))
 
 
 def report(config: Config) -> Path:
-    """Write the report of a run from its record.
+    """Write the report of a run from its record, of one that was killed as far as it went.
 
     Raises:
-        WorkspaceError: Nothing was run yet in this folder.
+        WorkspaceError: Nothing was run yet in this folder; it is not made.
     """
     entry = Workspace(config.folder).read(RECORD)
     if entry is None:
+        why = "nothing is measured there yet" if config.folder.is_dir() else "it does not exist"
         raise WorkspaceError(
-            f"there is no run to report on in `{config.folder}`. Start one with `prunella run`"
+            f"there is no run to report on in `{config.folder}`: {why}. Name the work folder of a "
+            "run with `--run.folder`, or start one with `prunella run`"
         )
     return reporting.write(config.folder, RunRecord.from_data(entry.payload))
 
@@ -286,6 +287,4 @@ def _where(context: Context) -> str:
 
 
 def _recorded(context: Context, text: str, next_: str, outcome: Outcome = "partial") -> Result:
-    record = assemble(context, outcome)
-    context.space.write(RECORD, {}, record.to_data())
-    return Result(record, context.space.folder, text, next_)
+    return Result(record(context, outcome), context.space.folder, text, next_)
