@@ -224,10 +224,40 @@ def test_other_settings_begin_anew(tmp_path: Path) -> None:
     search(small_model(), small_task(), SPACE, folder=tmp_path)
     other = replace(SPACE, lrs=(0.02,), trials=2)
     found = search(small_model(), small_task(), other, folder=tmp_path)
-    assert "made with other settings or from another model: they were thrown away" in found.note
+    assert "made with other settings, from another model or on other data: they" in found.note
     assert [dict(e.settings) for e in found.experiments] == list(other.points)
     again = search(small_model(5), small_task(), other, folder=tmp_path)
     assert again.note
+
+
+def test_other_data_begin_anew(whole: Search, tmp_path: Path) -> None:
+    data = {"train": "48 points, abc", "valid": "48 points, def"}
+    with pytest.raises(KeyboardInterrupt):
+        search(small_model(), small_task(), SPACE, folder=tmp_path, data=data, progress=Dying(33))
+    labels = Points(0)
+    labels.labels = 1 - labels.labels
+    repaired = {**data, "train": "48 points, ghi"}
+    found = search(small_model(), small_task(labels), SPACE, folder=tmp_path, data=repaired)
+    assert "or on other data: they were thrown away" in found.note
+    assert found.best.resumed == SPACE.recipe.epochs  # of its own training, as in any search
+    fresh = search(small_model(), small_task(labels), SPACE, folder=tmp_path / "fresh")
+    assert story(found) == story(fresh) != story(whole)
+    assert same(found.model, fresh.model)
+    assert not search(small_model(), small_task(), SPACE, folder=tmp_path, data=repaired).note
+
+
+def test_a_kill_while_experiments_are_thrown_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        search(small_model(), small_task(), SPACE, folder=tmp_path, progress=Dying(33))
+    assert list(tmp_path.glob("experiment-*"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            search(small_model(), small_task(), SPACE, folder=tmp_path, data={"train": "other"})
+    # No training outlives the study that says which data it was made on.
+    assert not list(tmp_path.glob("experiment-*"))
 
 
 def test_a_damaged_study_is_named_and_the_trainings_go_on(whole: Search, tmp_path: Path) -> None:
@@ -275,9 +305,32 @@ def test_a_diverged_experiment_fails_alone(tmp_path: Path) -> None:
 def test_all_diverged(tmp_path: Path) -> None:
     space = Space(RECIPE, (1e30, 1e31), trials=2)
     with pytest.raises(
-        TaskError, match=r"all 2 finetuning experiments on task `points` failed: .*diverged.*lrs"
+        TaskError,
+        match=r"all 2 finetuning experiments on task `points` failed: .*diverged.*`finetune.lr`",
     ):
         search(small_model(), small_task(), space, folder=tmp_path)
+
+
+def test_where_all_failed_the_same_search_tries_again(whole: Search, tmp_path: Path) -> None:
+    broken = replace(small_task(), loss=lambda outputs, batch: outputs.sum() / 0)
+    with pytest.raises(TaskError, match=r"failed: .*the loss is -?inf.* tries again"):
+        search(small_model(), broken, SPACE, folder=tmp_path)
+    # The loss is repaired, which no fingerprint tells.
+    found = search(small_model(), small_task(), SPACE, folder=tmp_path)
+    assert story(found) == story(whole)
+    assert same(found.model, whole.model)
+
+
+def test_an_own_training_loop_that_failed_is_tried_again(tmp_path: Path) -> None:
+    def train(model: nn.Module, epochs: int) -> None:
+        with torch.no_grad():
+            next(model.parameters()).mul_(torch.nan)
+
+    with pytest.raises(TaskError, match=r"failed: .* Repair its training loop"):
+        search(small_model(), replace(small_task(), train=train), SPACE, folder=tmp_path)
+    task = replace(small_task(), train=lambda model, epochs: None)
+    found = search(small_model(), task, SPACE, folder=tmp_path)
+    assert [e.state for e in found.experiments] == ["complete"]
 
 
 def test_a_broken_loader_is_no_failed_experiment(whole: Search, tmp_path: Path) -> None:

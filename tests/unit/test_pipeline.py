@@ -17,7 +17,7 @@ from prunella.config import Config, load
 from prunella.costs import count_activation_bytes, count_weight_bytes
 from prunella.errors import BudgetError, ConfigError, TaskError, WorkspaceError
 from prunella.model.examples import samples_in
-from prunella.pipeline import exporting, rounds, stages, suggesting, verbs
+from prunella.pipeline import exporting, healing, rounds, stages, suggesting, verbs
 from prunella.pipeline.context import Context, data_digest, share_of
 from prunella.pipeline.judging import floor_of
 from prunella.pipeline.repairing import inputs_of
@@ -249,6 +249,22 @@ def test_a_run_that_was_cut_off_can_be_reported_on(
     assert record.compressed is not None
     assert record.compressed.test is None
     assert record.compressed.latency is None
+
+
+def test_experiments_are_told_which_data_they_are_made_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, Any] = {}
+
+    def stop(*_: Any, **given: Any) -> None:
+        told.update(given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(healing, "search", stop)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(settings(tmp_path))
+    task = tasks.load(str(TASK))
+    assert told["data"] == {split: data_digest(task, split) for split in ("train", "valid")}
 
 
 def test_stat_needs_no_folder(tmp_path: Path) -> None:

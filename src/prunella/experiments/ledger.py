@@ -66,7 +66,8 @@ class Ledger:
     Args:
         folder: Where its file is.
         identity: What the search is made from, plain JSON; a study of another identity, and the
-            trainings beside it, are thrown away.
+            trainings beside it, are thrown away. So is one whose experiments have all failed: who
+            searches again wants them tried again.
         points: The settings of each experiment, in order.
         higher_is_better: The metric's direction.
     """
@@ -88,11 +89,13 @@ class Ledger:
             self._open(higher_is_better)
             if self._study.user_attrs.get("identity", wanted) != wanted:
                 self.note = (
-                    f"the experiments in `{folder}` were made with other settings or from another "
-                    "model: they were thrown away"
+                    f"the experiments in `{folder}` were made with other settings, from another "
+                    "model or on other data: they were thrown away"
                 )
-                self._clear()
-                self._open(higher_is_better)
+                self._renew(higher_is_better)
+            elif self._all_failed():
+                # Code has no fingerprint: a loss or a training loop may have been repaired since.
+                self._renew(higher_is_better)
             self._study.set_user_attr("identity", wanted)
             for point in points[len(self._study.trials) :]:
                 self._study.enqueue_trial(dict(point))
@@ -108,11 +111,17 @@ class Ledger:
             sampler=optuna.samplers.RandomSampler(seed=0),
         )
 
-    def _clear(self) -> None:
+    def _all_failed(self) -> bool:
+        trials = self._study.trials
+        return bool(trials) and all(trial.state == TrialState.FAIL for trial in trials)
+
+    def _renew(self, higher_is_better: bool) -> None:
         self.close()
-        (self.folder / FILE).unlink()
+        # The study last: a kill in between leaves no training without what it was made from.
         for left in self.folder.glob("experiment-*"):
             shutil.rmtree(left)
+        (self.folder / FILE).unlink()
+        self._open(higher_is_better)
 
     def close(self) -> None:
         """Let go of the file."""

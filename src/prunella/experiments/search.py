@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -132,6 +132,7 @@ def search(  # noqa: PLR0913
     teacher: nn.Module | None = None,
     plan: Plan | None = None,
     moments: Moments | None = None,
+    data: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Search:
     """Finetune a model in several ways and keep the best.
@@ -140,7 +141,7 @@ def search(  # noqa: PLR0913
     the better half by the metric on "valid" goes on and the others are stopped as hopeless. One
     whose loss is no longer finite has failed; the others go on. Nothing depends on chance, so a
     search that was killed, and is called again with the same arguments, ends as if it had not
-    been: finished epochs are not repeated.
+    been: finished epochs are not repeated. Where all have failed, the same call tries them again.
 
     A task with a training loop of its own has one experiment, with `space.recipe`.
 
@@ -152,6 +153,8 @@ def search(  # noqa: PLR0913
         teacher: See `finetune`.
         plan: See `finetune`.
         moments: See `finetune`.
+        data: What tells the data apart from others, such as a fingerprint of each split:
+            experiments that were made on others are thrown away. None where that is not known.
         progress: See `prunella.progress`.
 
     Raises:
@@ -170,6 +173,7 @@ def search(  # noqa: PLR0913
         "teacher": digest(teacher) if teacher is not None and space.recipe.taught else None,
         "plan": plan and hashlib.sha256(plan.to_json().encode()).hexdigest(),
         "moments": digest_moments(moments) if moments and space.recipe.carry_state else None,
+        **({} if data is None else {"data": dict(data)}),
     }
 
     def train(number: int, until: int, seen: Callable[[int, float], None]) -> Finetuned:
@@ -296,9 +300,15 @@ class _Run:
             reasons = "; ".join(
                 f"{experiment.settings}: {experiment.reason}" for experiment in self._all
             )
+            remedy = (
+                "Give smaller learning rates (`finetune.lr`, or the `lrs` of a `Space`), or repair "
+                "the loss or the metric"
+                if self._task.train is None
+                else "Repair its training loop"
+            )
             raise TaskError(
                 f"all {len(self._all)} finetuning experiments on task `{self._task.name}` failed: "
-                f"{reasons}. Give smaller learning rates (`lrs`)"
+                f"{reasons}. {remedy}; the same command then tries again"
             )
         best = ranked(values, higher_is_better=self._task.metric.higher_is_better)[0]
         trained = self._train(best, self._space.recipe.epochs, lambda epoch, value: None)

@@ -93,6 +93,7 @@ def heal(context: Context, slot: Slot, start: Start, pruned: Entry, *, last: boo
             teacher=context.dense,
             plan=plan,
             moments=moments,
+            data=context.data,
             progress=context.progress,
         )
         healed = trained(found.model.to(context.device), plan)
