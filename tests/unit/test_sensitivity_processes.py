@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -78,6 +81,56 @@ def test_other_processes_name_what_failed_and_what_is_done_is_kept(
     with pytest.raises(TaskError, match=r"ended from outside.*fewer workers"):
         run(setup, workers=2, evaluate=killed, record=tmp_path / "journal")
     assert run(setup, workers=2, record=tmp_path / "journal") == run(setup)
+
+
+def test_other_processes_end_when_the_first_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "analysis.py"
+    script.write_text(
+        f"""
+import os, time
+from pathlib import Path
+import prunella, torch
+from tests.unit import test_sensitivity_processes as case
+
+torch.set_num_threads(1)
+first = os.getpid()
+
+def slow(model):
+    if os.getpid() != first:
+        (Path({str(tmp_path)!r}) / f"{{os.getpid()}}.pid").touch()
+        time.sleep(300)
+    return 0.5
+
+model = case.CASE.model()
+groups = prunella.couple(prunella.trace(model, case.CASE.inputs()))
+case.run((model, groups, prunella.score(model, groups)), workers=2, evaluate=slow, memory=0)
+"""
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    first = subprocess.Popen([sys.executable, str(script)], env=environment)
+    try:
+        while len(list(tmp_path.glob("*.pid"))) < 2:
+            assert first.poll() is None, "it ended before it was killed"
+            time.sleep(0.05)
+    finally:
+        first.kill()
+        first.wait()
+    left = {int(path.stem) for path in tmp_path.glob("*.pid")}
+    until = time.monotonic() + 30
+    while (left := {each for each in left if alive(each)}) and time.monotonic() < until:
+        time.sleep(0.1)
+    for each in left:
+        os.kill(each, signal.SIGKILL)
+    assert not left, "processes went on measuring for nobody"
+
+
+def alive(process: int) -> bool:
+    """Say whether a process still runs; one that nobody has waited for yet does not."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
 
 
 def test_workers_that_cannot_be(setup: Setup) -> None:

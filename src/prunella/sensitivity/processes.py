@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -11,6 +13,9 @@ from torch import nn
 
 from prunella.errors import ConfigError, TaskError
 from prunella.model.structure import device_of
+
+_LOOK = 0.5
+"""Seconds between two looks at whether the first process is still there."""
 
 Step = tuple[str, int]
 """A group, and how many of its channels are removed."""
@@ -63,7 +68,7 @@ def shared_out(
     try:
         for part in parts:
             receiver, sender = forking.Pipe(duplex=False)
-            process = forking.Process(target=_work, args=(part, measure, sender))
+            process = forking.Process(target=_work, args=(part, measure, sender, os.getpid()))
             with warnings.catch_warnings():
                 # Of threads, which are torch's own here and idle: nothing runs beside this one.
                 warnings.simplefilter("ignore", DeprecationWarning)
@@ -95,8 +100,11 @@ def shared_out(
         )
 
 
-def _work(part: Sequence[Step], measure: Callable[[Step], float], sender: Connection) -> None:
+def _work(
+    part: Sequence[Step], measure: Callable[[Step], float], sender: Connection, first: int
+) -> None:
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(first,), daemon=True).start()
     try:
         for step in part:
             sender.send((step, measure(step), None))
@@ -109,3 +117,13 @@ def _work(part: Sequence[Step], measure: Callable[[Step], float], sender: Connec
         pass  # the first process has it too
     finally:
         sender.close()
+
+
+def _end_with(first: int) -> None:
+    """End this process when the first one was killed: nobody reads what it measures.
+
+    The pipe does not tell, since processes forked later hold its other end as well.
+    """
+    while os.getppid() == first:
+        time.sleep(_LOOK)
+    os._exit(1)
