@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import prunella
 from prunella import pipeline, tasks
@@ -508,6 +509,34 @@ def test_a_share_of_the_data() -> None:
     some = share_of(task, "valid", 0.6)
     assert [len(list(some.data("valid"))) for _ in range(2)] == [3, 3]
     assert share_of(task, "valid", 1.0) is task
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_every_model_is_judged_on_the_same_samples(tmp_path: Path, split: tasks.Split) -> None:
+    pictures = TensorDataset(torch.arange(64).float(), torch.zeros(64))
+    own = torch.Generator()  # which no seed of the run reaches, unlike the global one
+    loaders = {
+        "train": DataLoader(pictures, batch_size=8, shuffle=True, generator=own),
+        "valid": DataLoader(pictures, batch_size=8, shuffle=True),
+    }
+    seen: list[torch.Tensor] = []
+
+    class Watching(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            seen.append(inputs)
+            return inputs
+
+    context = Context(settings(tmp_path, analyze__split=split, analyze__share=0.5))
+    metric = tasks.Metric("batches", True, lambda pairs: float(len(list(pairs))))
+    context.task = dataclasses.replace(
+        tasks.load(str(TASK)), data=loaders.__getitem__, metric=metric
+    )
+    judge = stages.judge_of(context, share_of(context.task, split, 0.5))
+    assert judge(Watching(1, 1)) == 4
+    first, seen = torch.cat(seen), []
+    torch.rand(3)
+    judge(Watching(1, 1))
+    assert torch.equal(torch.cat(seen), first)
 
 
 def test_fingerprints_follow_the_data() -> None:

@@ -40,6 +40,10 @@ from prunella.workspace import Workspace
 
 FINGERPRINT_BATCHES = 8
 
+DRAWS = 0
+"""Seed of what is drawn where data are looked at: the same draws for a fingerprint and for all that
+is measured, whatever the seed of the run."""
+
 log = logging.getLogger("prunella")
 
 
@@ -238,15 +242,20 @@ def data_digest(task: Task, split: Split, batches: int = FINGERPRINT_BATCHES) ->
 
     def first(asked: Split) -> Iterable[Any]:
         loader = tasks.open_split(task, asked)
-        return Limited(lambda: Feed(loader, 0).epoch(1) if asked == "train" else loader, batches)
+        return Limited(lambda: _in_order(loader, asked), batches)
 
     bounded = dataclasses.replace(task, data=first)
     found = set()
     for _ in range(2):
-        with own_chance(0, torch.device("cpu")):
+        with own_chance(DRAWS, torch.device("cpu")):
             found.add(tasks.fingerprint(bounded, split))
     size = tasks.size_of(tasks.open_split(task, split))
     return f"{size} batches, {found.pop()[:16]}" if len(found) == 1 else "not reproducible"
+
+
+def _in_order(loader: Iterable[Any], split: Split) -> Iterable[Any]:
+    """Give a split's batches, those of the shuffled training data in the same order every time."""
+    return Feed(loader, DRAWS).epoch(1) if split == "train" else loader
 
 
 class Limited:
@@ -260,7 +269,10 @@ class Limited:
 
 
 def share_of(task: Task, split: Split, share: float) -> Task:
-    """Give the same task with only a share of a split's batches, rounded up."""
+    """Give the same task with only a share of a split's batches, rounded up: always the same ones.
+
+    To be read within `own_chance`, since the order of training data is drawn.
+    """
     if share == 1:
         return task
     loader = tasks.open_split(task, split)
@@ -268,4 +280,8 @@ def share_of(task: Task, split: Split, share: float) -> Task:
     if size is None:
         size = sum(1 for _ in loader)
     kept = math.ceil(share * size)
-    return dataclasses.replace(task, data=lambda asked: Limited(lambda: task.data(asked), kept))
+
+    def first(asked: Split) -> Iterable[Any]:
+        return Limited(lambda: _in_order(task.data(asked), asked), kept)
+
+    return dataclasses.replace(task, data=first)

@@ -15,7 +15,7 @@ from prunella.allocating import allocate
 from prunella.masking import mask
 from prunella.model.carrying import plan_of
 from prunella.pipeline.budgets import shares
-from prunella.pipeline.context import Context, share_of, threads, weights_digest
+from prunella.pipeline.context import DRAWS, Context, own_chance, share_of, threads, weights_digest
 from prunella.pipeline.remembering import Made, remembered
 from prunella.pipeline.repairing import ranking, repaired
 from prunella.pipeline.slots import Slot, forget_after
@@ -129,12 +129,25 @@ def sensitivity(context: Context) -> Entry:
     return remembered(context, "sensitivity", inputs, make, together=together)
 
 
+def judge_of(context: Context, task: Task) -> Callable[[nn.Module], float]:
+    """Judge every model on the same draws of the data: what differs is the model's doing."""
+    split, precision = context.config.analyze.split, context.config.analyze.precision
+
+    def judge(model: nn.Module) -> float:
+        with own_chance(DRAWS, context.device):
+            return evaluate(model, task, split, device=context.device, precision=precision)
+
+    return judge
+
+
 def _judge(context: Context, task: Task) -> analysis.Evaluate:
-    settings = context.config.analyze
-    split, device, precision = settings.split, context.device, settings.precision
+    settings, device = context.config.analyze, context.device
     if settings.confidence is None:
-        return lambda model: evaluate(model, task, split, device=device, precision=precision)
-    return analysis.samplewise(context.dense, task, split, device=device, precision=precision)
+        return judge_of(context, task)
+    with own_chance(DRAWS, device):
+        return analysis.samplewise(
+            context.dense, task, settings.split, device=device, precision=settings.precision
+        )
 
 
 @contextlib.contextmanager

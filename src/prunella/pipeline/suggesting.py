@@ -18,10 +18,10 @@ from prunella.errors import BudgetError, NothingToPruneError
 from prunella.model.examples import Arguments
 from prunella.pipeline.budgets import asked as budgeted
 from prunella.pipeline.budgets import budget_of
-from prunella.pipeline.context import Context, share_of
+from prunella.pipeline.context import DRAWS, Context, own_chance, share_of
 from prunella.pipeline.remembering import Made, remembered
 from prunella.pipeline.repairing import ranking
-from prunella.pipeline.stages import counted, damage_of, foundation, most
+from prunella.pipeline.stages import counted, damage_of, foundation, judge_of, most
 from prunella.plan import Plan
 from prunella.scoring import score
 from prunella.sensitivity import Sensitivity
@@ -79,9 +79,7 @@ def _estimated(context: Context) -> Sensitivity:
                 context.groups,
                 ranked.scores,
                 _samples(context, SAMPLES),
-                lambda model: tasks.evaluate(
-                    model, task, settings.split, device=context.device, precision=settings.precision
-                ),
+                judge_of(context, task),
                 metric=task.metric.name,
                 higher_is_better=task.metric.higher_is_better,
                 ratios=settings.ratios,
@@ -98,17 +96,18 @@ def _samples(context: Context, count: int) -> Calibration:
     """Take the first samples of the split that groups are judged on; whole batches if need be."""
     task = share_of(context.task, context.config.analyze.split, context.config.analyze.share)
     found: list[Arguments] = []
-    for batch in tasks.open_split(task, context.config.analyze.split):
-        args = tasks.positional(task, tasks.to_device(batch, context.device))
-        leaves = pytree.tree_leaves(args)
-        lengths = {len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()}
-        size = lengths.pop() if len(lengths) == 1 else count
-        if size > count:
-            args = pytree.tree_map_only(Tensor, partial(_first, count=count), args)
-        found.append((args, {}))
-        count -= size
-        if count <= 0:
-            break
+    with own_chance(DRAWS, context.device):
+        for batch in tasks.open_split(task, context.config.analyze.split):
+            args = tasks.positional(task, tasks.to_device(batch, context.device))
+            leaves = pytree.tree_leaves(args)
+            lengths = {len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()}
+            size = lengths.pop() if len(lengths) == 1 else count
+            if size > count:
+                args = pytree.tree_map_only(Tensor, partial(_first, count=count), args)
+            found.append((args, {}))
+            count -= size
+            if count <= 0:
+                break
     return Calibration(found)
 
 
