@@ -2,11 +2,13 @@
 
 import dataclasses
 import logging
+import random
 import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -266,6 +268,27 @@ def test_experiments_are_told_which_data_they_are_made_on(
         pipeline.run(settings(tmp_path))
     task = tasks.load(str(TASK))
     assert told["data"] == {split: data_digest(task, split) for split in ("train", "valid")}
+
+
+def test_the_caller_s_random_generators_are_left_alone(tmp_path: Path) -> None:
+    def state() -> tuple[Any, ...]:
+        return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
+
+    shuffled = tmp_path / "shuffled.py"  # a task that draws, as one with a DataLoader does
+    shuffled.write_text(
+        TASK.read_text().replace(
+            "        order = torch.arange(len(self.labels))\n",
+            "        import random\n"
+            "        import numpy\n"
+            "        random.random(), numpy.random.rand(), torch.rand(1)\n"
+            "        order = torch.arange(len(self.labels))\n",
+        )
+    )
+    config = settings(tmp_path / "run", task__spec=str(shuffled), prune__rounds=1)
+    before = state()
+    for verb in (pipeline.stat, pipeline.suggest, pipeline.rehearse, pipeline.run, pipeline.stat):
+        verb(config)
+        assert state() == before, verb.__name__
 
 
 def test_stat_needs_no_folder(tmp_path: Path) -> None:

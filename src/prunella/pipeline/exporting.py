@@ -17,7 +17,7 @@ from prunella.exporting import Exported, Quantized, Timing
 from prunella.exporting.quantizing import MAX_DROP, SAMPLES
 from prunella.exporting.targets import target
 from prunella.model.examples import Arguments, samples_in
-from prunella.pipeline.context import Context, threads
+from prunella.pipeline.context import Context, borrowed
 from prunella.pipeline.recording import RECORD
 from prunella.plan import Plan
 from prunella.progress import Progress
@@ -100,7 +100,7 @@ def export(
             f"int8 goes through ONNX Runtime's quantisation, not `{wanted.to}`. Use `--to onnx`"
         )
     context = Context(config, progress, typed)
-    with threads(config.run.threads), ExitStack() as stack:
+    with borrowed(context), ExitStack() as stack:
         model = _model(context, wanted.source)
         one = tasks.to_device(context.task.example_inputs, torch.device("cpu"))
         example = repeated(one, wanted.batch)

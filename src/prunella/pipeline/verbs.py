@@ -10,7 +10,7 @@ from prunella import report as reporting
 from prunella.config import Config
 from prunella.errors import ConfigError, WorkspaceError
 from prunella.pipeline.budgets import reachable
-from prunella.pipeline.context import Context, opened
+from prunella.pipeline.context import Context, borrowed, opened
 from prunella.pipeline.finishing import finish, latency, test
 from prunella.pipeline.healing import heal
 from prunella.pipeline.judging import check_floor, judge
@@ -222,10 +222,11 @@ def run(config: Config, progress: Progress | None = None, *, typed: str | None =
 def stat(config: Config, progress: Progress | None = None, *, typed: str | None = None) -> Result:
     """Count what the model costs, dense and as far as it is pruned, and list its groups."""
     context = Context(config, progress, typed)
-    so_far = assemble(context)
-    model = current_model(context)
+    with borrowed(context):
+        so_far = assemble(context)
+        model = current_model(context)
+        found = context.groups if model is None else context.groups_of(model)
     layers: dict[str, int] = defaultdict(int)
-    found = context.groups if model is None else context.groups_of(model)
     for term in found.terms:
         size = math.prod(len(channels) for channels in term.dims)
         layers[term.module] += term.factor * size // found.graph.samples
