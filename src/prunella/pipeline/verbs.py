@@ -17,6 +17,7 @@ from prunella.pipeline.judging import check_floor, judge
 from prunella.pipeline.recording import RECORD, assemble, current_model, record
 from prunella.pipeline.rounds import loop
 from prunella.pipeline.slots import Attempt, Slot, after, attempts
+from prunella.pipeline.splits import look_at_splits
 from prunella.pipeline.stages import (
     Start,
     baseline,
@@ -82,6 +83,7 @@ def analyze(
         typed: The settings as typed, for the commands that messages suggest.
     """
     with opened(config, progress, typed) as context:
+        look_at_splits(context)
         baseline(context)
         sensitivity(context)
         latency(context, None)
@@ -92,6 +94,7 @@ def analyze(
 def prune(config: Config, progress: Progress | None = None, *, typed: str | None = None) -> Result:
     """Prune the dense model, or the one finetuned last, to the budget: one round, by hand."""
     with opened(config, progress, typed) as context:
+        look_at_splits(context)
         first = baseline(context)
         check_floor(context, first)
         target = reachable(context, config.to_budget())
@@ -196,6 +199,7 @@ def transform(
 def run(config: Config, progress: Progress | None = None, *, typed: str | None = None) -> Result:
     """Do it all: analyze, prune and finetune until the budget, transform, test, report."""
     with opened(config, progress, typed) as context:
+        look_at_splits(context)
         budget = reachable(context, config.to_budget())
         first = baseline(context)
         check_floor(context, first)

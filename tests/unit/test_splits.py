@@ -1,0 +1,76 @@
+"""A split that is not there is found before the long work, not after it."""
+
+from pathlib import Path
+
+import pytest
+
+from prunella import pipeline
+from prunella.config import Config, load
+from prunella.errors import TaskError
+
+MINE = """
+import dataclasses
+
+from tests.tiny_task import task as tiny
+
+whole = tiny()
+task = dataclasses.replace(whole, data={data}, {more})
+"""
+
+
+def settings(folder: Path, data: str, more: str = "") -> Config:
+    file = folder / "mine.py"
+    file.write_text(MINE.format(data=data, more=more))
+    given = {
+        "task.spec": str(file),
+        "run.folder": str(folder / "run"),
+        "run.device": "cpu",
+        "budget.macs": 0.5,
+        "prune.rounds": 1,
+        "analyze.ratios": (0.5,),
+        "finetune.epochs": 1,
+        "finetune.trials": 1,
+        "run.latency_seconds": 0.05,
+    }
+    return load(None, given)
+
+
+EMPTY = "lambda split: [] if split == '{split}' else whole.data(split)"
+NONE = "lambda split: {'train': whole.data('train'), 'valid': whole.data('valid')}[split]"
+
+
+@pytest.mark.parametrize("verb", ["analyze", "prune", "run"])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (NONE, r"cannot open split `test`: KeyError: 'test'\. The split `test` judges the final"),
+        (EMPTY.format(split="test"), r"loader of split `test` gave no batch.*hold some data out"),
+        (EMPTY.format(split="train"), "loader of split `train` in epoch 1 gave no batch"),
+        (EMPTY.format(split="valid"), "loader of split `valid` gave no batch"),
+    ],
+    ids=["no test", "empty test", "empty train", "empty valid"],
+)
+def test_a_missing_split_is_found_before_the_model_is_made(
+    tmp_path: Path, verb: str, data: str, message: str
+) -> None:
+    config = settings(tmp_path, data=data, more="model=None")  # making the model would fail
+    with pytest.raises(TaskError, match=message):
+        getattr(pipeline, verb)(config)
+    assert not (tmp_path / "run/baseline.json").exists()
+
+
+def test_batches_that_the_task_cannot_read_are_found_as_well(tmp_path: Path) -> None:
+    data = "lambda split: [{'images': 0}] if split == 'test' else whole.data(split)"
+    with pytest.raises(TaskError, match=r"`inputs` of task `tiny` raised KeyError: 0.*`test`"):
+        pipeline.run(settings(tmp_path, data, more="model=None"))
+
+
+def test_what_fails_only_when_tested_leaves_the_final_model(tmp_path: Path) -> None:
+    data = (
+        "lambda split: (b if i < 2 else 1 / 0 for i, b in enumerate(whole.data('test')))"
+        " if split == 'test' else whole.data(split)"
+    )
+    with pytest.raises(TaskError, match="split `test` raised at batch 2: ZeroDivisionError"):
+        pipeline.run(settings(tmp_path, data))
+    assert (tmp_path / "run/final/plan.json").exists()
+    assert (tmp_path / "run/final.json").exists()
