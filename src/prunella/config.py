@@ -5,8 +5,10 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date, time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -14,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -46,7 +49,19 @@ Decay = Literal["cosine", "linear", "step", "constant"]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        # Python counts True as 1: `epochs = true` would be one epoch.
+        plain = _plain(cls.model_fields[info.field_name or ""].annotation)
+        listed = value if isinstance(value, list | tuple) else [value]
+        if bool not in plain and {int, float} & plain and any(isinstance(v, bool) for v in listed):
+            raise ValueError(f"this is no switch, it takes a number; got {_toml(value)}")
+        return value
 
 
 class TaskSection(_Section):
@@ -56,6 +71,19 @@ class TaskSection(_Section):
     """A built-in task ("digits", "cifar10") or a Python file that defines `task`."""
     options: Mapping[str, Any] = Field(default_factory=dict)
     """Handed to the task as keyword arguments, e.g. `depth = 20`."""
+
+    @field_validator("options")
+    @classmethod
+    def _recordable(cls, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        for name, value in options.items():
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"`{name}` is kept in the run's record, as JSON, which has no {value!r}; give "
+                    "it as text, in quotes"
+                ) from None
+        return options
 
 
 class BudgetSection(_Section):
@@ -215,7 +243,7 @@ class FinetuneSection(_Section):
     """Share of the loss that is learning from the dense model; 0 is off; unset: task suggests."""
     temperature: float | None = Field(default=None, gt=0)
     """Softness of the dense model's answers when learning from them; unset: the task suggests."""
-    feature_distill: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    feature_distill: float | None = Field(default=None, ge=0)
     """Weight of learning what the dense model makes on the way; 0 is off; unset: task suggests."""
     carry_state: bool | None = None
     """Begin a round with the optimizer's state of the round before; unset: the task suggests."""
@@ -303,15 +331,15 @@ def load(file: Path | None = None, overrides: Mapping[str, Any] | None = None) -
 
     Args:
         file: A TOML file; None takes the defaults.
-        overrides: Values by "section.key", stronger than the file's. Text is read as TOML where it
-            is TOML ("0.5", "true", "[0.1, 0.2]"), else taken as it stands.
+        overrides: Values by "section.key", stronger than the file's. Text stays as it is where the
+            setting is text, and is read as TOML elsewhere ("0.5", "true", "[0.1, 0.2]").
 
     Raises:
         ConfigError: The file cannot be read, a key is unknown, or a value outside what it may be.
     """
     data = {} if file is None else _read(file)
     for key, value in (overrides or {}).items():
-        _set(data, key, _literal(value) if isinstance(value, str) else value)
+        _set(data, key, _literal(key, value) if isinstance(value, str) else value)
     source = (
         "the options" if file is None else f"`{file}` and the options" if overrides else f"`{file}`"
     )
@@ -397,14 +425,14 @@ def template(task: str = "digits") -> str:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        data = tomllib.loads(file.read_text(encoding="utf-8"))
+        data = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(
             f"there is no file `{file}`. Write a sample with `prunella init {file.name}`"
         ) from None
     except (OSError, UnicodeDecodeError) as cause:
         raise ConfigError(f"cannot read `{file}`: {cause}") from cause
-    except tomllib.TOMLDecodeError as cause:
+    except (ValueError, RecursionError) as cause:
         raise ConfigError(f"`{file}` is not TOML: {cause}. Correct that line") from cause
     task, run = data.get("task"), data.get("run")
     if isinstance(task, dict) and str(task.get("spec", "")).endswith(".py"):
@@ -424,11 +452,38 @@ def _set(data: dict[str, Any], key: str, value: object) -> None:
     data[last] = value
 
 
-def _literal(text: str) -> object:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+def _literal(key: str, text: str) -> object:
+    kind = _kind(key)
+    if _plain(kind) == {str} and get_origin(kind) is not tuple:
         return text
+    try:
+        value: object = tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):  # not TOML; or too many digits or brackets
+        return text
+    if isinstance(value, date | time):  # of a task's option: what is no JSON stays as typed
+        return text
+    if _plain(kind) == {str}:  # a list of texts
+        listed = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        return value if listed else text
+    return value
+
+
+def _kind(key: str) -> object:
+    """Give the type of a setting, None where there is no such setting."""
+    section, _, name = key.partition(".")
+    outer = Config.model_fields.get(section)
+    inner = getattr(outer and outer.annotation, "model_fields", {}).get(name)
+    return None if inner is None else inner.annotation
+
+
+def _plain(kind: object) -> set[object]:
+    """List the plain types that a setting is made of, whether one of them, a choice or a list."""
+    if get_origin(kind) is Literal:
+        return {type(value) for value in get_args(kind)}
+    if get_origin(kind) in (Union, UnionType, tuple, Annotated):
+        parts = get_args(kind)[:1] if get_origin(kind) is Annotated else get_args(kind)
+        return {plain for part in parts for plain in _plain(part)} - {NoneType, ...}
+    return {kind}
 
 
 def _check_key(key: str) -> None:
@@ -451,7 +506,7 @@ def _nearest(key: str, known: Sequence[str]) -> str:
 
 
 def _is_switch(key: str) -> bool:
-    return any(name == key and isinstance(default, bool) for name, default, _ in keys())
+    return _plain(_kind(key)) == {bool}
 
 
 def _sample(key: str) -> str:
@@ -464,23 +519,24 @@ def _sample(key: str) -> str:
 def _toml(value: object) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, tuple):
+    if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     return json.dumps(value)
 
 
 def _explain(cause: ValidationError, source: str) -> str:
     known = [name for name, _, _ in keys()]
-    lines = []
+    lines: dict[str, str] = {}
     for error in cause.errors():
         key = ".".join(str(part) for part in error["loc"] if isinstance(part, str))
+        # A setting of several types reports each of them, below itself; the first says enough.
+        key = next((name for name in known if key.startswith(f"{name}.")), key)
         if error["type"] == "extra_forbidden":
             wanted = known if "." in key else list(Config.model_fields)
-            lines.append(f"there is no setting `{key}`{_nearest(key, wanted)}")
+            lines.setdefault(key, f"there is no setting `{key}`{_nearest(key, wanted)}")
             continue
         rule = error["msg"].removeprefix("Value error, ")
         own = error["type"] == "value_error"
         got = "" if own or isinstance(error["input"], dict) else f", got {error['input']!r}"
-        lines.append(f"`{key}`: {rule[0].lower()}{rule[1:]}{got}")
-    # A union of types reports each branch; the first says enough.
-    return f"in {source}: " + "; ".join(dict.fromkeys(lines))
+        lines.setdefault(key, f"`{key}`: {rule[0].lower()}{rule[1:]}{got}")
+    return f"in {source}: " + "; ".join(lines.values())

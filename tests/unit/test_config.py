@@ -52,6 +52,16 @@ def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
         ("budget.latency", "0.5", 0.5),
         ("budget.latency", "8ms", "8ms"),
         ("budget.latency", "50%", "50%"),
+        ("run.folder", "7", "7"),
+        ("run.folder", "true", "true"),
+        ("run.folder", "2024-01-01", "2024-01-01"),
+        ("task.spec", "1e5", "1e5"),
+        ("prune.criterion", "1", "1"),
+        ("prune.exclude", "7", ("7",)),
+        ("prune.exclude", "true", ("true",)),
+        ("prune.exclude", "[12]", ("[12]",)),
+        ("finetune.decays", '["cosine", "step"]', ("cosine", "step")),
+        ("task.options", "{width = 8}", {"width": 8}),
     ],
 )
 def test_values_as_typed_on_a_command_line(key: str, text: str, value: object) -> None:
@@ -78,11 +88,35 @@ def test_values_as_typed_on_a_command_line(key: str, text: str, value: object) -
         ("analyze.ratios", "0.5,0.2", "ascending, none twice"),
         ("analyze.split", "test", "'valid' or 'train'"),
         ("run.seed", "-1", "`run.seed`"),
+        ("finetune.floor", "nan", "`finetune.floor`: input should be a finite number, got nan"),
+        ("finetune.max_drop", "inf", "`finetune.max_drop`: input should be a finite number"),
+        ("finetune.lr", "0.1,inf", "`finetune.lr`: input should be a finite number, got 'inf'"),
+        ("run.latency_seconds", "inf", "`run.latency_seconds`: input should be a finite number"),
+        ("budget.macs", "nan", "in the options: `budget.macs`: input should be a finite number"),
+        ("finetune.epochs", "true", "`finetune.epochs`: this is no switch, it takes a number"),
+        ("finetune.lr", "[true]", "`finetune.lr`: this is no switch, it takes a number"),
+        ("budget.macs", "true", "`budget.macs`: this is no switch, it takes a number"),
+        ("finetune.epochs", "9" * 5000, "`finetune.epochs`: unable to parse input string"),
+        ("task.options.width", "nan", "`width` is kept in the run's record, as JSON"),
     ],
 )
 def test_a_bad_value_says_where_and_what(key: str, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         load(None, {key: text})
+
+
+def test_a_bad_value_is_told_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(None, {"budget.macs": "inf"})
+    assert str(caught.value).count("budget.macs") == 1
+
+
+def test_a_date_is_an_option_of_a_task_as_typed(tmp_path: Path) -> None:
+    assert load(None, {"task.options.since": "2024-01-01"}).task.options == {"since": "2024-01-01"}
+    file = tmp_path / "a.toml"
+    file.write_text("[task.options]\nsince = 2024-01-01\n")
+    with pytest.raises(ConfigError, match=r"which has no datetime\.date.*give it as text"):
+        load(file)
 
 
 def test_a_small_share_can_be_insisted_on() -> None:
@@ -107,9 +141,21 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
     broken.write_text("[task\n")
     with pytest.raises(ConfigError, match=r"broken\.toml` is not TOML: .*line 1"):
         load(broken)
+    broken.write_text(f"[finetune]\nepochs = {'9' * 5000}\n")
+    with pytest.raises(ConfigError, match=r"broken\.toml` is not TOML: Exceeds the limit"):
+        load(broken)
+    broken.write_text(f"a = {'[' * 5000}")
+    with pytest.raises(ConfigError, match=r"broken\.toml` is not TOML: "):
+        load(broken)
     broken.write_text("task = 3\n")
     with pytest.raises(ConfigError, match="`task`"):
         load(broken)
+
+
+def test_a_file_may_begin_with_a_mark_of_its_encoding(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text('[task]\nspec = "digits"\n', encoding="utf-8-sig")
+    assert load(file).task.spec == "digits"
 
 
 def test_overrides_are_read_in_every_form() -> None:
