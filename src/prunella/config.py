@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # it brings torch along, which `prunella --help` need not wai
 Share = Annotated[float, Field(gt=0, le=1)]
 Removed = Annotated[float, Field(gt=0, lt=1)]
 Bound = float | int | str | None
+_SWITCHED = ("true", "false", "yes", "no", "on", "off", "1", "0")
 
 
 def _listed(value: object) -> object:
@@ -349,31 +350,62 @@ def load(file: Path | None = None, overrides: Mapping[str, Any] | None = None) -
         raise ConfigError(_explain(cause, source)) from cause
 
 
+def joined(arguments: Sequence[str]) -> list[str]:
+    """Write every `--section.key value` as one word, `--section.key=value`; the others stay.
+
+    A switch needs no value; only what looks like one is taken for it.
+
+    Example:
+        >>> joined(["digits", "--run.seed", "1", "--finetune.masked", "--quiet"])
+        ['digits', '--run.seed=1', '--finetune.masked=true', '--quiet']
+
+    Raises:
+        ConfigError: There is no such setting, or its value is missing.
+    """
+    words: list[str] = []
+    rest = list(arguments)
+    while rest:
+        head, equals, value = rest.pop(0).partition("=")
+        if not head.startswith("--") or "." not in head:
+            words.append(head + equals + value)
+            continue
+        key = head[2:].replace("-", "_")
+        _check_key(key)
+        if not equals:
+            value = _value(key, rest)
+        words.append(f"--{key}={value}")
+    return words
+
+
+def _value(key: str, rest: list[str]) -> str:
+    """Take the value of a setting off the words that follow it."""
+    follows = bool(rest) and not rest[0].startswith("--")
+    if _is_switch(key):
+        return rest.pop(0) if follows and rest[0].lower() in _SWITCHED else "true"
+    if follows:
+        return rest.pop(0)
+    default, meaning = next(
+        ((default, text) for name, default, text in keys() if name == key), (None, "")
+    )
+    sample = "" if default in (None, "", ()) else f", e.g. `--{key} {_typed(default)}`"
+    raise ConfigError(f"`--{key}` needs a value{sample}. {meaning}".removesuffix(". "))
+
+
 def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
-    """Turn `--section.key value` and `--section.key=value` into a mapping; lists may repeat.
+    """Turn `--section.key value` and `--section.key=value` into a mapping; the last one counts.
 
     Raises:
         ConfigError: An argument is not of that form, or its value is missing.
     """
     overrides: dict[str, str] = {}
-    rest = list(arguments)
-    while rest:
-        head = rest.pop(0)
-        if not head.startswith("--"):
+    for word in joined(arguments):
+        if not word.startswith("--"):
             raise ConfigError(
-                f"do not know what to do with `{head}`. Settings are given as "
+                f"do not know what to do with `{word}`. Settings are given as "
                 "`--section.key value`, e.g. `--budget.macs 0.5`"
             )
-        key, equals, value = head[2:].partition("=")
-        key = key.replace("-", "_")
+        key, _, value = word[2:].partition("=")
         _check_key(key)
-        if not equals:
-            if rest and not rest[0].startswith("--"):
-                value = rest.pop(0)
-            elif _is_switch(key):
-                value = "true"
-            else:
-                raise ConfigError(f"`--{key}` needs a value, e.g. `--{key} {_sample(key)}`")
         overrides[key] = value
     return overrides
 
@@ -507,13 +539,6 @@ def _nearest(key: str, known: Sequence[str]) -> str:
 
 def _is_switch(key: str) -> bool:
     return _plain(_kind(key)) == {bool}
-
-
-def _sample(key: str) -> str:
-    for name, default, _ in keys():
-        if name == key and default not in (None, "", ()):
-            return _toml(default)
-    return "VALUE"
 
 
 def _toml(value: object) -> str:

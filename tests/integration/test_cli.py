@@ -164,6 +164,15 @@ def test_every_setting_is_an_option_of_every_verb() -> None:
         (["analyze", str(TASK), "--task.options.colour", "3"], "options", "It accepts: seed"),
         (["finetune", str(TASK)], "nothing is pruned yet", "prunella prune"),
         (["report"], "no run to report on", "prunella run"),
+        (["run", str(TASK), "--budget.macs"], "`--budget.macs` needs a value", "that may remain"),
+        (
+            ["run", str(TASK), "--run.folder", "--quiet"],
+            "`--run.folder` needs a value, e.g. `--run.folder prunella-run`",
+            "The work folder",
+        ),
+        (["run", str(TASK), "--fodler", "x"], "no setting `fodler`", "`run.folder`"),
+        (["run", "--fodler", "x", str(TASK)], "no setting `fodler`", "`run.folder`"),
+        (["run", "digits", "cifar10"], "do not know what to do with `cifar10`", "--section.key"),
     ],
     ids=lambda value: " ".join(map(Path, value)) if isinstance(value, tuple) else None,
 )
@@ -181,6 +190,29 @@ def test_errors_say_what_and_what_to_do(
     assert hint in block
     assert "Traceback" not in result.output
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["stat", "--run.folder", "x", "TASK", "--prune.exclude", "conv1"],
+        ["stat", "--task.options.seed", "1", "--run.folder=x", "TASK", "--prune.exclude=conv1"],
+        ["--run.folder", "x", "stat", "TASK", "--prune.exclude", "conv1"],
+        ["--run.folder", "x", "--prune.exclude", "conv1", "--quiet", "stat", "TASK"],
+        ["stat", "--finetune.masked", "TASK", "--run.folder", "x", "--prune.exclude", "conv1"],
+        ["stat", "TASK", "--run.folder", "x", "--prune.exclude", "conv1", "--finetune.masked"],
+    ],
+    ids=" ".join,
+)
+def test_words_may_stand_in_any_order(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call(*(word.replace("TASK", str(TASK)) for word in words))
+    assert result.exit_code == 0, result.output
+    assert "excluded by 'conv1'" in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert ("--finetune.masked true" in result.stderr) == ("--finetune.masked" in words)
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

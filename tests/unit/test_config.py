@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prunella.config import Config, keys, load, parse_overrides, template
+from prunella.config import Config, joined, keys, load, parse_overrides, template
 from prunella.errors import ConfigError
 
 
@@ -166,6 +166,16 @@ def test_overrides_are_read_in_every_form() -> None:
         "task.options.depth": "20",
     }
     assert parse_overrides(["--finetune.masked", "--run.seed", "1"])["finetune.masked"] == "true"
+    assert parse_overrides(["--finetune.carry-state"]) == {"finetune.carry_state": "true"}
+    assert parse_overrides(["--prune.repair", "off"]) == {"prune.repair": "off"}
+    assert parse_overrides(["--run.seed", "1", "--run.seed=2"]) == {"run.seed": "2"}
+
+
+def test_a_switch_leaves_the_word_after_it_alone() -> None:
+    words = ["--finetune.masked", "digits", "--prune.repair", "no", "--quiet", "-o", "a"]
+    assert joined(words) == [
+        *("--finetune.masked=true", "digits", "--prune.repair=no", "--quiet", "-o", "a")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +184,12 @@ def test_overrides_are_read_in_every_form() -> None:
         (["--epochs", "3"], "no setting `epochs`. Did you mean `finetune.epochs`?"),
         (["--budget.maks", "3"], "Did you mean `budget.macs`?"),
         (["--qqqq", "3"], "The sections are task, budget"),
-        (["--budget.macs"], "`--budget.macs` needs a value"),
+        (["--budget.macs"], "`--budget.macs` needs a value. Multiply-accumulates that may remain"),
+        (
+            ["--run.folder", "--run.seed", "1"],
+            "`--run.folder` needs a value, e.g. `--run.folder pr",
+        ),
+        (["--task.options.width"], "`--task.options.width` needs a value"),
         (["0.5"], "do not know what to do with `0.5`"),
     ],
 )

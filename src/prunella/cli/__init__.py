@@ -3,9 +3,11 @@
 import typer
 
 from prunella.cli import verbs
+from prunella.cli.words import Group
 
 app = typer.Typer(
     name="prunella",
+    cls=Group,
     help=(
         "Prune a neural network by whole channels, and heal it.\n\n"
         "Start with: prunella run digits --budget.macs 0.5\n\n"

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunella.cli import speaking
-from prunella.cli.options import read, signature, typed_again, with_signature
+from prunella.cli.options import apart, read, signature, typed_again, with_signature
+from prunella.cli.words import Command
 from prunella.config import Config
 from prunella.errors import ConfigError
 
@@ -82,6 +83,7 @@ def add_to(app: typer.Typer) -> None:
         "export",
         help=_HELP,
         short_help=_HELP.partition("\n")[0],
+        cls=Command,
         options_metavar="WHAT [--to TARGET] [--section.key VALUE]...",
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     )(with_signature(call, signature(_SECTIONS, more=_OPTIONS)))
@@ -89,10 +91,11 @@ def add_to(app: typer.Typer) -> None:
 
 def _what(words: list[str], given: dict[str, Any]) -> tuple[Config, Path | None]:
     """Read what is to be exported: settings, and the saved model or plan where it is one."""
-    first = Path(words[0]) if words and not words[0].startswith("--") else None
+    what, rest = apart(words)
+    first = None if what is None else Path(what)
     if first is None or not (first.is_dir() or first.suffix == ".json"):
         return read(words, given, task_needed=True), None
-    config = read(words[1:], given, task_needed=False)
+    config = read(rest, given, task_needed=False)
     if config.task.spec:
         return config, first
     if not first.is_dir() or (first / "plan.json").exists():

@@ -87,23 +87,21 @@ def read(extra: Sequence[str], given: Mapping[str, Any], *, task_needed: bool) -
     """Put the settings together from what was typed.
 
     Args:
-        extra: What the parser did not know: a TOML file or a task to begin with, and
-            `--task.options.NAME VALUE`.
+        extra: What the parser did not know: a TOML file or a task, and
+            `--task.options.NAME=VALUE`.
         given: Values by variable name, as in `signature`.
         task_needed: Whether the verb can do nothing without a task.
 
     Raises:
         ConfigError: A setting is unknown or bad, or no task is given.
     """
-    rest = list(extra)
+    first, rest = apart(extra)
     file: Path | None = None
     overrides: dict[str, Any] = {}
-    if rest and not rest[0].startswith("--"):
-        first = rest.pop(0)
-        if first.endswith(".toml"):
-            file = Path(first)
-        else:
-            overrides["task.spec"] = first
+    if first is not None and first.endswith(".toml"):
+        file = Path(first).expanduser()
+    elif first is not None:
+        overrides["task.spec"] = first
     overrides.update(parse_overrides(rest))
     for name, _, _ in keys():
         value = given.get(_variable(name))
@@ -116,6 +114,16 @@ def read(extra: Sequence[str], given: Mapping[str, Any], *, task_needed: bool) -
             "that defines `task`, or a built-in task: `prunella run digits --budget.macs 0.5`"
         )
     return config
+
+
+def apart(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Tell the word that says what a verb is about, wherever it stands, from all the others."""
+    first = next((word for word in words if not word.startswith("--")), None)
+    rest = list(words)
+    if first is not None:
+        rest.remove(first)
+    # What is misspelt comes first: a value of it is not what is wrong.
+    return first, sorted(rest, key=lambda word: not word.startswith("--"))
 
 
 def typed_again(extra: Sequence[str], given: Mapping[str, Any]) -> str:

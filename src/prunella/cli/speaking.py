@@ -92,7 +92,7 @@ def split(message: str) -> tuple[str, str]:
         >>> split("`a.json` is damaged: it is empty. Delete it and run again")
         ('`a.json` is damaged: it is empty', 'Delete it and run again')
     """
-    found = re.search(r"(?<=[^\s.])\. (?=[A-Z`])|; (?=did you mean)", message)
+    found = re.search(r"(?<=[^\s.])(?<!e\.g)\. (?=[A-Z`])|; (?=did you mean)", message)
     if found is None:
         return message, ""
     what, hint = message[: found.start()], message[found.end() :]

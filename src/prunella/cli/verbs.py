@@ -9,6 +9,7 @@ import typer
 
 from prunella.cli import exporting, onnx_files, speaking
 from prunella.cli.options import read, signature, typed_again, with_signature
+from prunella.cli.words import Command
 from prunella.config import Config, template
 from prunella.errors import ConfigError, WorkspaceError
 
@@ -247,6 +248,7 @@ def _add(app: typer.Typer, verb: Verb, name: str, *, hidden: bool) -> None:
         help=f"{verb.help}\n\n{_SETTINGS}",
         short_help=verb.help.partition("\n")[0],
         hidden=hidden,
+        cls=Command,
         options_metavar="[SETTINGS] [--section.key VALUE]...",
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     )(with_signature(call, signature(verb.sections, dry_run=verb.rehearse is not None)))
