@@ -283,7 +283,7 @@ class RunSection(_Section):
 
     folder: str = "prunella-run"
     """The work folder: everything a run knows, so that any verb can go on from it."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Start of all chance: order of the data, experiments tried."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; unset: as many as the machine suggests."""

@@ -164,6 +164,9 @@ def test_every_setting_is_an_option_of_every_verb() -> None:
         (["analyze", str(TASK), "--task.options.colour", "3"], "options", "It accepts: seed"),
         (["finetune", str(TASK)], "nothing is pruned yet", "prunella prune"),
         (["report"], "no run to report on", "prunella run"),
+        (["stat", str(TASK), "--run.device", "nope"], "torch sees no device `nope`", "It sees cpu"),
+        (["analyze", str(TASK), "--run.device", "meta"], "sees no device `meta`", "It sees cpu"),
+        (["analyze", str(TASK), "--run.device", "cuda:99"], "no device `cuda:99`", "It sees cpu"),
         (["run", str(TASK), "--budget.macs"], "`--budget.macs` needs a value", "that may remain"),
         (
             ["run", str(TASK), "--run.folder", "--quiet"],

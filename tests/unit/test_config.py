@@ -88,6 +88,7 @@ def test_values_as_typed_on_a_command_line(key: str, text: str, value: object) -
         ("analyze.ratios", "0.5,0.2", "ascending, none twice"),
         ("analyze.split", "test", "'valid' or 'train'"),
         ("run.seed", "-1", "`run.seed`"),
+        ("run.seed", str(2**63), "`run.seed`: input should be less than 9223372036854775808"),
         ("finetune.floor", "nan", "`finetune.floor`: input should be a finite number, got nan"),
         ("finetune.max_drop", "inf", "`finetune.max_drop`: input should be a finite number"),
         ("finetune.lr", "0.1,inf", "`finetune.lr`: input should be a finite number, got 'inf'"),

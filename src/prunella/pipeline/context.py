@@ -24,6 +24,7 @@ from prunella.coupling import Exclude, couple
 from prunella.finetuning.feeding import Feed, own_randomness, seed_all
 from prunella.graph import Graph
 from prunella.latency import LatencyModel
+from prunella.model.devices import device_named
 from prunella.model.structure import tensors
 from prunella.pipeline.defaults import suggested
 from prunella.pipeline.peers import peers
@@ -79,7 +80,7 @@ class Context:
     def device(self) -> torch.device:
         """Where models are evaluated."""
         if self.config.run.device != "auto":
-            return torch.device(self.config.run.device)
+            return device_named(self.config.run.device)
         found = (
             torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         )

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunella.errors import ConfigError, ExportError
+from prunella.errors import ExportError
+from prunella.model.devices import device_named
 from prunella.model.modes import copied
 from prunella.model.outputs import tensors_in
 from prunella.model.structure import tensors
@@ -107,12 +108,7 @@ def device_of(runtime: Runtime) -> torch.device:
     Raises:
         ConfigError: torch sees none.
     """
-    device = torch.device(runtime.device)
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if device.type not in ("cpu", found.type if found else "cpu"):
-        raise ConfigError(
-            f"torch sees no device `{runtime.device}` on this machine. Use device=cpu"
-        )
+    device = device_named(runtime.device)
     if device.type != "cpu" and device.index is None:
         return torch.device(device.type, torch.accelerator.current_device_index())
     return device
