@@ -338,6 +338,10 @@ def test_suggest_says_where_budgets_end(tmp_path: Path, monkeypatch: pytest.Monk
     assert result.exit_code == 0, result.output
     assert re.search(r"^ macs 50\.0% ", result.stdout, re.MULTILINE)
     assert "the smallest possible leaves" in result.stderr
+    asked = quick("suggest", tmp_path / "run", "--budget.macs", "0.0001")
+    assert asked.exit_code == 0, asked.output
+    assert re.search(r"^next: prunella prune .*--budget\.macs 0\.5$", asked.stderr, re.MULTILINE)
+    assert asked.stderr.count("--budget.macs") == 1
 
 
 def test_a_dry_run_of_prune_makes_nothing(tmp_path: Path) -> None:

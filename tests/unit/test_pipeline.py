@@ -291,6 +291,24 @@ def test_the_caller_s_random_generators_are_left_alone(tmp_path: Path) -> None:
         assert state() == before, verb.__name__
 
 
+@pytest.mark.parametrize(
+    ("typed", "wanted"),
+    [
+        ("digits --budget.macs 0.05 --run.seed 1", "digits --run.seed=1 --budget.macs 60%"),
+        ("--budget.macs=0.05 'my task.py'", "'my task.py' --budget.macs 60%"),
+        ("digits --budget.params 0.5", "digits --budget.params=0.5 --budget.macs 60%"),
+        ("", "--budget.macs 60%"),
+    ],
+)
+def test_a_suggested_setting_takes_the_place_of_the_typed_one(
+    typed: str, wanted: str, tmp_path: Path
+) -> None:
+    context = Context(settings(tmp_path), typed=typed)
+    found = context.command("prune", **{"budget.macs": "60%"})
+    assert found == f"prunella prune {wanted}"
+    assert context.command("prune") == f"prunella prune {typed}".strip()
+
+
 def test_stat_needs_no_folder(tmp_path: Path) -> None:
     result = pipeline.stat(settings(tmp_path / "none"))
     assert sum(result.layers.values()) == result.record.baseline.macs

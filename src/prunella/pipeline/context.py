@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from prunella import tasks
-from prunella.config import Config, changed
+from prunella.config import Config, changed, joined
 from prunella.costs.memory import count_activation_bytes
 from prunella.costs.predicted import predict
 from prunella.coupling import Exclude, couple
@@ -184,14 +184,22 @@ class Context:
                 log.warning("%s", text)
 
     def command(self, verb: str, **settings: object) -> str:
-        """Write a command that goes on with this run."""
+        """Write a command that goes on with this run; `settings` replace those that were typed."""
         typed = self._typed
         if typed is None:
             typed = shlex.join(
                 part for key, value in changed(self.config).items() for part in (f"--{key}", value)
             )
+        if settings:
+            typed = _without(typed, settings)
         extra = " ".join(f"--{key} {value}" for key, value in settings.items())
         return " ".join(part for part in ("prunella", verb, typed, extra) if part)
+
+
+def _without(typed: str, settings: Iterable[str]) -> str:
+    """Leave settings out of what was typed."""
+    replaced = tuple(f"--{key}=" for key in settings)
+    return shlex.join(word for word in joined(shlex.split(typed)) if not word.startswith(replaced))
 
 
 @contextlib.contextmanager
