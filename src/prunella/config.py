@@ -11,6 +11,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -22,6 +23,7 @@ from pydantic import (
 )
 
 from prunella.errors import ConfigError
+from prunella.files import expanded
 
 if TYPE_CHECKING:  # it brings torch along, which `prunella --help` need not wait for
     from prunella.plan import Budget
@@ -44,6 +46,13 @@ def _single(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def _at_home(value: str) -> str:
+    if "\0" in value:
+        raise ValueError(f"there is no such place, got {value!r}")
+    return str(expanded(value)) if value.startswith("~") else value
+
+
+Place = Annotated[str, AfterValidator(_at_home)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_listed)]
 Ratios = Annotated[tuple[Removed, ...], BeforeValidator(_listed)]
 Decay = Literal["cosine", "linear", "step", "constant"]
@@ -68,7 +77,7 @@ class _Section(BaseModel):
 class TaskSection(_Section):
     """What is pruned, on which data, judged how."""
 
-    spec: str = ""
+    spec: Place = ""
     """A built-in task ("digits", "cifar10") or a Python file that defines `task`."""
     options: Mapping[str, Any] = Field(default_factory=dict)
     """Handed to the task as keyword arguments, e.g. `depth = 20`."""
@@ -281,7 +290,7 @@ class FinetuneSection(_Section):
 class RunSection(_Section):
     """Where and how things run."""
 
-    folder: str = "prunella-run"
+    folder: Place = Field(default="prunella-run", min_length=1)
     """The work folder: everything a run knows, so that any verb can go on from it."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Start of all chance: order of the data, experiments tried."""
@@ -468,10 +477,14 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigError(f"`{file}` is not TOML: {cause}. Correct that line") from cause
     task, run = data.get("task"), data.get("run")
     if isinstance(task, dict) and str(task.get("spec", "")).endswith(".py"):
-        task["spec"] = str(file.parent / task["spec"])
-    if isinstance(run, dict) and isinstance(run.get("folder"), str):
-        run["folder"] = str(file.parent / run["folder"])
+        task["spec"] = _beside(file, task["spec"])
+    if isinstance(run, dict) and isinstance(run.get("folder"), str) and run["folder"]:
+        run["folder"] = _beside(file, run["folder"])
     return data
+
+
+def _beside(file: Path, path: str) -> str:
+    return path if path.startswith("~") else str(file.parent / path)
 
 
 def _set(data: dict[str, Any], key: str, value: object) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from prunella.errors import WorkspaceError
+from prunella.errors import ConfigError, WorkspaceError
 
 UNFINISHED = ".unfinished-"
 """Prefix of what is being written; whatever still has it after a kill may be deleted."""
@@ -18,6 +18,21 @@ _DISK = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # full
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST),  # not ours to write
 }
+
+
+def expanded(path: Path | str) -> Path:
+    """Put the user's home in the place of a leading "~", where the shell has not done it.
+
+    Raises:
+        ConfigError: There is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as cause:
+        raise ConfigError(
+            f"`{path}` is in nobody's home ({cause}). Write the whole path, or `./{path}` for a "
+            "file of that name"
+        ) from cause
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Settings: one file, overrides, and errors that name the nearest key."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -34,6 +35,32 @@ def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
     assert config.task.spec == str(tmp_path / "mine.py")
     assert config.folder == tmp_path / "out"
     assert load(file, {"run.folder": "here"}).folder == Path("here")
+
+
+def test_a_leading_tilde_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert load(None, {"run.folder": "~/out"}).folder == Path("/home/ada/out")
+    assert load(None, {"task.spec": "~/mine.py"}).task.spec == "/home/ada/mine.py"
+    file = tmp_path / "a.toml"
+    file.write_text('[task]\nspec = "~/mine.py"\n[run]\nfolder = "~"\n')
+    config = load(file)
+    assert (config.task.spec, config.folder) == ("/home/ada/mine.py", Path("/home/ada"))
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("", "`run.folder`: string should have at least 1 character"),
+        ("~nobody-of-this-name/x", "`~nobody-of-this-name/x` is in nobody's home"),
+        ("a\0b", "`run.folder`: there is no such place"),
+    ],
+)
+def test_a_folder_that_cannot_be(folder: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text(f"[run]\nfolder = {json.dumps(folder)}\n")
+    for given in ((None, {"run.folder": folder}), (file, {})):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            load(*given)
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,7 @@ def test_accelerators_by_number() -> None:
     assert device_named("cuda") == torch.device("cuda")
     assert device_named("cuda:1") == torch.device("cuda:1")
     assert device_of(Runtime.of("torch:device=cuda")) == torch.device("cuda:1")
-    with pytest.raises(
-        ConfigError, match=r"`cuda:2` on this machine\. It sees cpu, cuda:0, cuda:1"
-    ):
+    with pytest.raises(ConfigError, match=r"no device `cuda:2` .*It sees cpu, cuda:0, cuda:1"):
         device_named("cuda:2")
     with pytest.raises(ConfigError, match="no device `xpu`"):
         device_named("xpu")

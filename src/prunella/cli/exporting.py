@@ -10,6 +10,7 @@ from prunella.cli.options import apart, read, signature, typed_again, with_signa
 from prunella.cli.words import Command
 from prunella.config import Config
 from prunella.errors import ConfigError
+from prunella.files import expanded
 
 if TYPE_CHECKING:  # it brings torch along, which `prunella --help` need not wait for
     from prunella.pipeline.exporting import Wanted
@@ -74,7 +75,7 @@ def add_to(app: typer.Typer) -> None:
         with speaking.errors(debug):
             typed = typed_again(ctx.args, given)
             config, source = _what(list(ctx.args), given)
-            output = None if wanted["output"] is None else Path(wanted.pop("output"))
+            output = None if wanted["output"] is None else expanded(wanted.pop("output"))
             wanted |= {"source": source, "output": output}
             with speaking.logging_to(None, quiet):
                 _export(config, Wanted(**wanted), typed, quiet)
@@ -92,7 +93,7 @@ def add_to(app: typer.Typer) -> None:
 def _what(words: list[str], given: dict[str, Any]) -> tuple[Config, Path | None]:
     """Read what is to be exported: settings, and the saved model or plan where it is one."""
     what, rest = apart(words)
-    first = None if what is None else Path(what)
+    first = None if what is None else expanded(what)
     if first is None or not (first.is_dir() or first.suffix == ".json"):
         return read(words, given, task_needed=True), None
     config = read(rest, given, task_needed=False)

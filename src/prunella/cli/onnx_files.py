@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from prunella.cli import speaking
 from prunella.errors import ConfigError
+from prunella.files import expanded
 
 HELP = (
     "With an ONNX file no task is needed: prunella prune model.onnx --calibration data.npz --macs "
@@ -56,7 +57,9 @@ def parsed(words: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--candidates", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     found = vars(parser.parse_args(list(words)))
-    # Here, and not as a type of the parser's: it would put a message of its own in place of ours.
+    # Here, and not as types of the parser's: it would put a message of its own in place of ours.
+    places = {name: found[name] for name in ("path", "calibration", "output")}
+    found |= {name: expanded(place) for name, place in places.items() if place is not None}
     return found | {"shapes": dict(map(_shape, found["shapes"]))}
 
 

@@ -10,6 +10,7 @@ import typer
 
 from prunella.config import Config, keys, load, parse_overrides
 from prunella.errors import ConfigError
+from prunella.files import expanded
 
 _HELP = {
     "task": "Task: what is pruned",
@@ -99,7 +100,7 @@ def read(extra: Sequence[str], given: Mapping[str, Any], *, task_needed: bool) -
     file: Path | None = None
     overrides: dict[str, Any] = {}
     if first is not None and first.endswith(".toml"):
-        file = Path(first).expanduser()
+        file = expanded(first)
     elif first is not None:
         overrides["task.spec"] = first
     overrides.update(parse_overrides(rest))

@@ -12,6 +12,7 @@ from prunella.cli.options import read, signature, typed_again, with_signature
 from prunella.cli.words import Command
 from prunella.config import Config, template
 from prunella.errors import ConfigError, WorkspaceError
+from prunella.files import expanded
 
 if TYPE_CHECKING:  # it brings torch along, which `prunella --help` need not wait for
     from prunella.pipeline import Suggestion
@@ -266,6 +267,7 @@ def init(
     Next: prunella run prunella.toml
     """
     with speaking.errors(debug):
+        file = expanded(file)
         if file.exists():
             raise ConfigError(
                 f"`{file}` exists already. Remove it, or name another file: `prunella init NAME`"

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from prunella.errors import ConfigError, TaskError
+from prunella.files import expanded
 from prunella.progress import Progress
 from prunella.tasks._protocol import Task
 
@@ -39,7 +40,7 @@ def load(spec: str, *, progress: Progress | None = None, **options: Any) -> Task
     if spec in CATALOGUE:
         module = importlib.import_module(CATALOGUE[spec])
     elif spec.endswith(".py"):
-        module = _module(Path(spec).expanduser())
+        module = _module(expanded(spec))
     else:
         close = difflib.get_close_matches(spec, CATALOGUE, n=1)
         hint = f" Did you mean `{close[0]}`?" if close else ""
