@@ -14,9 +14,12 @@ from prunella.errors import ConfigError, WorkspaceError
 UNFINISHED = ".unfinished-"
 """Prefix of what is being written; whatever still has it after a kill may be deleted."""
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DISK = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # full
+    *_FULL,
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST),  # not ours to write
+    *(errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP),  # no place to write to
+    *(errno.EIO, errno.ENODEV, errno.ESTALE),  # gone
 }
 
 
@@ -60,10 +63,16 @@ def cannot_write(
     where: Path, cause: Exception, kept: str = "What was finished before"
 ) -> WorkspaceError:
     """Make the error that says what could not be written, why, and what to do."""
-    why = os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else str(cause)
+    number = cause.errno if isinstance(cause, OSError) else None
+    full = number is None or number in _FULL
+    remedy = (
+        "free some space (or allow writing there)"
+        if full
+        else "allow writing there, or mend the path"
+    )
     return WorkspaceError(
-        f"cannot write `{where}`: {why}. {kept} is kept: free some space (or allow writing there) "
-        "and give the same command again"
+        f"cannot write `{where}`: {os.strerror(number) if number else cause}. {kept} is kept: "
+        f"{remedy}, and give the same command again"
     )
 
 

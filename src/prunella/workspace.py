@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -59,9 +60,13 @@ class Workspace:
     Args:
         folder: Created with its parents when first written to.
         main: Whether this process writes; of several that share a folder only one does.
+
+    Raises:
+        WorkspaceError: A file is in its place, or it cannot be looked into.
     """
 
     def __init__(self, folder: Path, *, main: bool = True) -> None:
+        _check_place(folder)
         self.folder = folder
         self._main = main
 
@@ -244,6 +249,22 @@ class Workspace:
             f"`{self.folder / name}.json` and run `{verb}` (or `prunella run`) to make it again; "
             "the other results are kept"
         )
+
+
+def _check_place(folder: Path) -> None:
+    try:
+        mode = folder.stat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as cause:
+        why = os.strerror(cause.errno or 0)
+    else:
+        if stat.S_ISDIR(mode):
+            return
+        why = "a file is there"
+    raise WorkspaceError(
+        f"`{folder}` cannot be the work folder: {why}. Name another with `--run.folder NAME`"
+    )
 
 
 def write_atomic(path: Path, data: bytes) -> None:

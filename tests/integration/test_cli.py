@@ -117,6 +117,35 @@ def test_a_settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "excluded by 'conv1'" in result.stdout
 
 
+def test_a_settings_file_in_another_folder_finds_the_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(TASK.read_text())
+    (tmp_path / "sub").mkdir()
+    assert call("init", "sub/my.toml", "--task", "mine.py").exit_code == 0
+    assert call("stat", "sub/my.toml").exit_code == 0
+    assert not (tmp_path / "sub/prunella-run").exists()
+
+
+@pytest.mark.parametrize("verb", ["stat", "analyze", "report"])
+@pytest.mark.parametrize(
+    ("folder", "why"),
+    [("file", "a file is there"), ("file/x", "Not a directory"), ("a" * 300, "name too long")],
+)
+def test_a_work_folder_that_cannot_be_one(
+    verb: str, folder: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    task = [] if verb == "report" else [str(TASK)]
+    result = call(verb, *task, "--run.folder", folder)
+    assert result.exit_code == 2
+    assert f"error: `{folder}` cannot be the work folder: " in result.stderr
+    assert why in result.stderr
+    assert "Name another with `--run.folder NAME`" in result.stderr
+
+
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
 def test_help_teaches(verb: object) -> None:
     name = verb.name  # type: ignore[attr-defined]
@@ -175,6 +204,8 @@ def test_every_setting_is_an_option_of_every_verb() -> None:
         ),
         (["run", str(TASK), "--fodler", "x"], "no setting `fodler`", "`run.folder`"),
         (["run", "--fodler", "x", str(TASK)], "no setting `fodler`", "`run.folder`"),
+        (["export", str(TASK), "--int8", "--max-drop", "nan"], "`max_drop` must be a number", ""),
+        (["export", "diggits"], "there is no task `diggits`", "Did you mean `digits`?"),
         (["run", "digits", "cifar10"], "do not know what to do with `cifar10`", "--section.key"),
     ],
     ids=lambda value: " ".join(map(Path, value)) if isinstance(value, tuple) else None,
@@ -214,7 +245,8 @@ def test_words_may_stand_in_any_order(
     result = call(*(word.replace("TASK", str(TASK)) for word in words))
     assert result.exit_code == 0, result.output
     assert "excluded by 'conv1'" in result.stdout
-    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert "--run.folder" in result.stderr
+    assert list(tmp_path.iterdir()) == []
     assert ("--finetune.masked true" in result.stderr) == ("--finetune.masked" in words)
 
 
@@ -238,15 +270,6 @@ def test_a_nan_metric_is_named(tmp_path: Path) -> None:
 def test_messages_come_apart_at_the_remedy() -> None:
     assert split("a.json is bad: it is 0.5. Delete it") == ("a.json is bad: it is 0.5", "Delete it")
     assert split("nothing to do") == ("nothing to do", "")
-
-
-def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("not a folder")
-    for folder in (blocked, blocked / "run"):
-        result = quick("analyze", folder)
-        assert result.exit_code == 2, result.output
-        assert "error: cannot write" in result.stderr
 
 
 def test_a_disk_that_fills_up_loses_nothing(tmp_path: Path, finished: tuple[Path, Result]) -> None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -186,3 +187,11 @@ def test_clear_removes_records_and_folder(space: Workspace) -> None:
     space.clear("rounds/02")
     space.clear("rounds/02")
     assert not (space.folder / "rounds/02").exists()
+
+
+def test_a_folder_that_is_gone_while_it_is_written_to(tmp_path: Path) -> None:
+    space = Workspace(tmp_path / "run")
+    space.write("a", {}, {})
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(WorkspaceError, match=r"cannot write .*: No such file.*allow writing"):
+        write_atomic(tmp_path / "run" / "b.json", b"")

@@ -1,5 +1,6 @@
 """The verbs: their help, and what each prints."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,8 @@ class Verb:
         sections: The sections whose settings the help lists.
         act: What it does.
         rehearse: What it does with `--dry-run`; None where there is no such option.
-        logged: Whether it works in the work folder, which its log is then a part of.
+        logged: Whether it works in the work folder, which its log is then a part of; what only
+            reads leaves no folder behind.
     """
 
     name: str
@@ -190,6 +192,7 @@ VERBS = (
         "Needs no budget and no data.\n\nExample: prunella stat digits\n\nNext: prunella analyze",
         ("task", "prune", "run"),
         _stat,
+        logged=False,
     ),
     Verb(
         "run",
@@ -273,8 +276,15 @@ def init(
                 f"`{file}` exists already. Remove it, or name another file: `prunella init NAME`"
             )
         try:
-            file.write_text(template(task), encoding="utf-8")
+            file.write_text(template(_seen_from(file, task)), encoding="utf-8")
         except OSError as cause:
             raise WorkspaceError(f"cannot write `{file}`: {cause}. Choose another place") from cause
         speaking.console().print(str(file))
         speaking.say(f"next: prunella run {file}")
+
+
+def _seen_from(file: Path, task: str) -> str:
+    """Write the path of a task file as the settings file has to: relative to itself."""
+    if not task.endswith(".py") or expanded(task).is_absolute():
+        return task
+    return os.path.relpath(task, file.parent)

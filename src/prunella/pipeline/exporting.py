@@ -1,6 +1,7 @@
 """The pruned model of a run, or a saved one, handed to other programs."""
 
 import logging
+import math
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -95,14 +96,16 @@ def export(
     kind = target(wanted.to)
     if wanted.batch < 1:
         raise ConfigError(f"`batch` must be at least 1, got batch={wanted.batch}")
+    if not 0 <= wanted.max_drop < math.inf:  # of nan it would be true that no drop is larger
+        raise ConfigError(f"`max_drop` must be a number from 0, got max_drop={wanted.max_drop}")
     if wanted.int8 and wanted.to != "onnx":
         raise ConfigError(
             f"int8 goes through ONNX Runtime's quantisation, not `{wanted.to}`. Use `--to onnx`"
         )
     context = Context(config, progress, typed)
     with borrowed(context), ExitStack() as stack:
-        model = _model(context, wanted.source)
         one = tasks.to_device(context.task.example_inputs, torch.device("cpu"))
+        model = _model(context, wanted.source)
         example = repeated(one, wanted.batch)
         path = wanted.output or _place(config, wanted.source) / f"model{kind.suffixes[0]}"
         log.info("exporting %s to %s", context.task.name, path)
