@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # it brings torch along, which `prunella --help` need not wai
 Share = Annotated[float, Field(gt=0, le=1)]
 Removed = Annotated[float, Field(gt=0, lt=1)]
 Bound = float | int | str | None
+LARGE = 1e6  # beyond all sense, and far below where numbers of 32 bits end
 _SWITCHED = ("true", "false", "yes", "no", "on", "off", "1", "0")
 
 
@@ -174,7 +175,7 @@ class AnalyzeSection(_Section):
     confidence: float | None = Field(default=None, gt=0, lt=1)
     """Stop each measurement where, with this confidence, its answer is settled; unset: all of the
     data, always. For metrics that are means over samples of numbers from 0 to 1."""
-    memory_gb: float | None = Field(default=None, ge=0)
+    memory_gb: float | None = Field(default=None, ge=0, le=LARGE)
     """Memory for what measurements share, so that less is computed twice; 0 shares nothing; unset:
     a quarter of what is free."""
 
@@ -245,15 +246,15 @@ class FinetuneSection(_Section):
     """Optimizer; unset: the task suggests."""
     momentum: float | None = Field(default=None, ge=0, lt=1)
     """Momentum of sgd; unset: the task suggests."""
-    weight_decay: float | None = Field(default=None, ge=0)
+    weight_decay: float | None = Field(default=None, ge=0, le=LARGE)
     """Weight decay; unset: the task suggests."""
     warmup: float | None = Field(default=None, ge=0, lt=1)
     """Share of the steps in which the learning rate grows from zero; unset: the task suggests."""
     distill: float | None = Field(default=None, ge=0, le=1)
     """Share of the loss that is learning from the dense model; 0 is off; unset: task suggests."""
-    temperature: float | None = Field(default=None, gt=0)
+    temperature: float | None = Field(default=None, gt=0, le=LARGE)
     """Softness of the dense model's answers when learning from them; unset: the task suggests."""
-    feature_distill: float | None = Field(default=None, ge=0)
+    feature_distill: float | None = Field(default=None, ge=0, le=LARGE)
     """Weight of learning what the dense model makes on the way; 0 is off; unset: task suggests."""
     carry_state: bool | None = None
     """Begin a round with the optimizer's state of the round before; unset: the task suggests."""
@@ -269,8 +270,8 @@ class FinetuneSection(_Section):
     @field_validator("lr")
     @classmethod
     def _positive(cls, lr: tuple[float, ...]) -> tuple[float, ...]:
-        if any(not value > 0 for value in lr):
-            raise ValueError(f"learning rates are greater than 0; got {lr}")
+        if any(not 0 < value <= LARGE for value in lr):
+            raise ValueError(f"learning rates are greater than 0, and at most {LARGE:g}; got {lr}")
         return lr
 
     @field_validator("decays")
