@@ -149,6 +149,8 @@ def test_levels_are_corners_of_a_line_that_rises() -> None:
     assert distances.tolist() == [2.5, 4]
     assert fitted.tolist() == [0.25, 0.5]
     assert [len(part) for part in _levels([0.0, 1.0], [0.0, -0.2])] == [0, 0]
+    # A loss that gains farther off outweigh.
+    assert [len(part) for part in _levels([1.0, 2.0, 3.0], [-0.2, 0.1, -0.3])] == [0, 0]
 
 
 def test_the_line_ends_at_the_largest_loss() -> None:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -144,13 +145,11 @@ class _Case:
 
     def outputs(self, run: Run, model: nn.Module, inputs: Inputs) -> list[Tensor]:
         """Run a model in this precision."""
-        cuda = {t.device.index for t in tensors(model).values() if t.device.type == "cuda"}
         inputs = _cast(copy.deepcopy(inputs), self.dtype)
         mode = AtLeast(self.dtype) if self.everywhere else nullcontext()
-        with torch.random.fork_rng(devices=sorted(cuda)):  # the caller's go on as before
+        with evaluating(model), unfused_attention(), torch.no_grad(), mode:
             torch.manual_seed(0)  # functional dropout and the like draw the same numbers
-            with evaluating(model), unfused_attention(), torch.no_grad(), mode:
-                return run(model, inputs)
+            return run(model, inputs)
 
 
 def _kept(model: nn.Module, plan: Plan, inputs: Inputs, groups: Groups | None) -> Resized:
@@ -294,23 +293,28 @@ def _perturb(case: _Case, masked: nn.Module, small: nn.Module, inputs: Inputs) -
             if not bool((tensor > 0).all()):
                 tensor.add_(noise, alpha=0.02)
     norms = [m for m in masked.modules() if isinstance(m, _BatchNorm) and m.running_var is not None]
-    hooks = [norm.register_forward_pre_hook(_expect) for norm in norms]
+    expected: dict[Any, tuple[Tensor, Tensor]] = {}
+    hooks = [norm.register_forward_pre_hook(partial(_expect, expected)) for norm in norms]
     if norms:
         case.outputs(_own, masked, inputs)
     for hook in hooks:
         hook.remove()
+    for norm, (mean, variance) in expected.items():  # the run left them as they were
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
     for name, tensor in wide.items():
         if tensor.is_floating_point() and name in sliced:  # a rewritten model lacks what is unused
             sliced[name].copy_(cut(tensor, case.plan, name))
 
 
-def _expect(norm: Any, args: tuple[Any, ...]) -> None:
+def _expect(expected: dict[Any, tuple[Tensor, Tensor]], norm: Any, args: tuple[Any, ...]) -> None:
     """Let a batch norm divide by the size of what comes in."""
     x = args[0]
     others = [dim for dim in range(x.ndim) if dim != 1]
     power = x.pow(2).mean(others)
     norm.running_mean.copy_(0.5 * x.mean(others))
     norm.running_var.copy_(torch.where(power > 0, power, norm.running_var))
+    expected[norm] = norm.running_mean.clone(), norm.running_var.clone()
 
 
 def _error(wanted: list[Tensor], found: list[Tensor]) -> float:

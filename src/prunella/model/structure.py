@@ -38,6 +38,12 @@ def device_of(model: nn.Module) -> torch.device:
     return next((t.device for t in tensors(model).values()), torch.device("cpu"))
 
 
+def has_memory(tensor: Tensor) -> bool:
+    """Say whether a tensor's elements are there, which is not so on the meta device."""
+    size = tensor.numel() * tensor.element_size()
+    return not tensor.is_meta and (size == 0 or tensor.untyped_storage().nbytes() > 0)
+
+
 def free_bytes(device: torch.device) -> int:
     """Count the bytes of memory that are free on a device."""
     if device.type == "cuda":

@@ -79,7 +79,13 @@ def compensate(
             if masked[name].is_floating_point():
                 zero_removed(masked[name], kept)
         pairs, steps = _start(model, plan, data, dense, masked)
-        _march(pairs, steps, _Fitter(plan, dense, masked), or_silent(progress))
+        fitter = _Fitter(plan, dense, masked)
+        _march(pairs, steps, fitter, or_silent(progress))
+    with torch.no_grad():
+        for name, _ in repaired.named_buffers():  # what the model itself wrote on the way
+            if name not in fitter.shifted:
+                masked[name].copy_(dense[name])
+                zero_removed(masked[name], plan.kept.get(name, {}))
     return repaired
 
 
@@ -132,7 +138,10 @@ def _march(
 
 
 class _Fitter:
-    """Fits one node after another; holds the tensors of both models."""
+    """Fits one node after another; holds the tensors of both models.
+
+    `shifted` names the means of batch norms that made up for a constant.
+    """
 
     def __init__(
         self,
@@ -141,6 +150,7 @@ class _Fitter:
         masked: Mapping[str, Tensor],
     ) -> None:
         self.plan, self.dense, self.masked = plan, dense, masked
+        self.shifted: set[str] = set()
         self._generator = torch.Generator().manual_seed(0)
 
     def fit(
@@ -179,6 +189,7 @@ class _Fitter:
             mean = self.masked[branch.shift]
             mean.copy_((self.dense[branch.shift] - constant.reshape(-1)).to(mean.dtype))
             self._zero(branch.shift)
+            self.shifted.add(branch.shift)
 
     def _moments(
         self,

@@ -14,7 +14,6 @@ from prunella.errors import ConfigError
 from prunella.model.examples import Arguments
 from prunella.model.modes import evaluating
 from prunella.model.outputs import tensors_in
-from prunella.model.structure import device_of
 from prunella.plan import Axis, Groups
 from prunella.scoring.rows import sums_of
 
@@ -71,13 +70,10 @@ def gates_of(model: nn.Module, groups: Groups, data: Calibration) -> dict[Axis, 
 def _differentiable(model: nn.Module, tensors: list[Tensor]) -> Iterator[list[Tensor]]:
     """Let gradients flow to some parameters for a while, in evaluation mode."""
     flags = [tensor.requires_grad for tensor in tensors]
-    device = device_of(model)
-    devices = [device] if device.type == "cuda" else []
     try:
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
-            torch.random.fork_rng(devices=devices),
             evaluating(model),
         ):
             for tensor in tensors:

@@ -10,7 +10,7 @@ from torch import nn
 from prunella.calibration import Calibration
 from prunella.errors import ConfigError
 from prunella.masking import zeroed
-from prunella.model.modes import evaluating
+from prunella.model.modes import buffers_kept, evaluating
 from prunella.plan import Groups, Scores
 from prunella.repairing.divergence import distance, divergence, divergence_from
 from prunella.sensitivity.curves import RATIOS, Sensitivity, removed
@@ -113,7 +113,7 @@ def estimate(  # noqa: PLR0913  every argument is one decision of the user's
     with evaluating(model):
         for name, count in [("", 0), *cells]:
             gone = {name: lowest(scores.values[name], count)} if count else {}
-            with cast_anew(cut(model, groups, gone)):
+            with cast_anew(cut(model, groups, gone)), buffers_kept(model):
                 values.append(float(evaluate(model)))
             check_value(values[-1], metric, groups, name, count)
     return _converted(near, cells, values, metric, higher_is_better=higher_is_better)
@@ -190,6 +190,8 @@ def _levels(distances: Sequence[float], losses: Sequence[float]) -> tuple[np.nda
     order = np.argsort(x, kind="stable")
     x, y = x[order], y[order]
     fitted = isotonic_regression(y).x
+    if not (fitted > 0).any():  # losses that are outweighed by gains farther off
+        return np.empty(0), np.empty(0)
     levels, block = np.unique(fitted[fitted > 0], return_inverse=True)
     middles = np.bincount(block, x[fitted > 0]) / np.bincount(block)
     if y.max() > levels[-1] and x[-1] > middles[-1]:

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
 from prunella.calibration import Calibration
 from prunella.errors import ConfigError, TaskError
 from prunella.journal import Journal
 from prunella.masking import zeroed
-from prunella.model.modes import evaluating
+from prunella.model.modes import buffers_kept, evaluating
 from prunella.model.structure import tensors
 from prunella.plan import Group, Groups, Scores
 from prunella.replaying import Course
@@ -144,11 +145,6 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
     with evaluating(model), closing(loop.measure(todo, workers, together=together)) as values:
         for (name, count), value in values:
             check_value(value, metric, groups, name, count)
-            if not count and _fingerprint(tensors(model)) != weights:
-                raise TaskError(
-                    "evaluating the model changed its weights or buffers; `evaluate` must "
-                    "leave the model as it is (no `model.train()`, no optimizer step)"
-                )
             known[name, count] = value
             if journal is not None:
                 journal.append({"group": name, "removed": count, "value": value})
@@ -240,7 +236,7 @@ class _Loop:
             yield from dealt_out(todo, partial(self.one, left=len(rest) // dist.get_world_size()))
             return
         for step in dense:
-            yield step, float(self.shared.dense())
+            yield step, self._dense()
         if workers > 1 and rest:
             # What is found out here is known in all processes.
             self._compare()
@@ -254,18 +250,35 @@ class _Loop:
         """Evaluate the model with a number of a group's channels cut."""
         name, count = step
         if not count:
-            return float(self.shared.dense())
+            return self._dense()
         self._compare()
         changing = touched(self.groups[name])
-        self.shared.ready(changing, left)
+        with buffers_kept(self.model):
+            self.shared.ready(changing, left)
         gone = {name: lowest(self.scores.values[name], count)}
-        with cast_anew(self.cut(self.model, self.groups, gone)), self._recalibrated(changing):
+        with (
+            cast_anew(self.cut(self.model, self.groups, gone)),
+            self._recalibrated(changing),
+            buffers_kept(self.model),
+        ):
             return float(self.shared.changed())
+
+    def _dense(self) -> float:
+        """Evaluate the dense model, and see that it is as it was."""
+        before = _fingerprint(_learned(self.model))
+        with buffers_kept(self.model):
+            value = float(self.shared.dense())
+            if _fingerprint(_learned(self.model)) != before:
+                raise TaskError(
+                    "evaluating the model changed its weights or buffers; `evaluate` must "
+                    "leave the model as it is (no `model.train()`, no optimizer step)"
+                )
+        return value
 
     def _compare(self) -> None:
         """Evaluate the dense model where its samples are compared with and not yet known."""
         if isinstance(self.judge, Settling) and not self.judge.begun:
-            self.shared.dense()
+            self._dense()
 
     def _recalibrated(self, changing: Collection[str]) -> AbstractContextManager[None]:
         if self.recalibrate is None:
@@ -311,6 +324,17 @@ def check_value(value: float, metric: str, groups: Groups, name: str, count: int
         f"the metric `{metric}` is {value} {where}; it must be a finite number. Let the metric "
         "return its worst value where the model's outputs overflow"
     )
+
+
+def _learned(model: nn.Module) -> dict[str, Tensor]:
+    """List what training changes: the parameters and the statistics of norms.
+
+    Other buffers a model may write to whenever it runs; they are put back.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _NormBase)]
+    statistics = {id(b) for norm in norms for b in norm.buffers(recurse=False)}
+    parameters = dict(model.named_parameters())
+    return {n: t for n, t in tensors(model).items() if n in parameters or id(t) in statistics}
 
 
 def _fingerprint(named: Mapping[str, Tensor]) -> str:

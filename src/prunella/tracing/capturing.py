@@ -34,7 +34,7 @@ from prunella.model.blame import first_line, own_line
 from prunella.model.containers import emptied
 from prunella.model.modes import evaluating
 from prunella.model.outputs import tensors_in
-from prunella.model.structure import canonical_names, tensors
+from prunella.model.structure import canonical_names, has_memory, tensors
 from prunella.tracing.inlining import inlined
 
 log = logging.getLogger("prunella")
@@ -113,7 +113,7 @@ def capture(
         with untouched(model):
             return _export(flat, *inputs)
     except Exception as error:
-        if not all(map(_has_memory, tensors(model).values())):
+        if not all(map(has_memory, tensors(model).values())):
             raise explain(model, args, kwargs, error) from error
         log.info("recording a run of the model, as it cannot be exported: %s", first_line(error))
     try:
@@ -299,12 +299,6 @@ def _stacking(flat: _Flat) -> Iterator[None]:
 # -- both
 
 
-def _has_memory(tensor: Tensor) -> bool:
-    """Say whether a tensor's elements are there, which is not so on the meta device."""
-    size = tensor.numel() * tensor.element_size()
-    return not tensor.is_meta and (size == 0 or tensor.untyped_storage().nbytes() > 0)
-
-
 _Memory = tuple[int, torch.Size, tuple[int, ...], torch.dtype]
 
 
@@ -319,7 +313,7 @@ def _aliases(model: nn.Module) -> dict[_Memory, Source]:
     return {
         _memory(tensor): Source("parameter" if name in parameters else "buffer", name)
         for name, tensor in tensors(model).items()
-        if _has_memory(tensor) and tensor.numel()
+        if has_memory(tensor) and tensor.numel()
     }
 
 
@@ -365,7 +359,7 @@ def wrong_input(
 ) -> TraceError | None:
     """Run the model itself; return the error to raise where it does not take these inputs."""
     given = [*tensors(model).values(), *tensors_in((args, dict(kwargs)))]
-    if not all(tensor.is_meta for tensor in given) and not all(map(_has_memory, given)):
+    if not all(tensor.is_meta for tensor in given) and not all(map(has_memory, given)):
         return None  # a crash would be the answer
     try:
         with evaluating(model), untouched(model), torch.no_grad():
