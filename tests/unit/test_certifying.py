@@ -1,8 +1,10 @@
 """The certificate finds what is wrong, and leaves nothing behind."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from torch.nn import functional as F
 
 import prunella
 from prunella.certifying import compare
-from prunella.errors import CertificateError
+from prunella.errors import CertificateError, ConfigError
 from prunella.plan import Groups
 
 IMAGE = torch.randn(2, 3, 8, 8)
@@ -306,3 +308,62 @@ def test_a_mistake_in_such_a_model_is_found() -> None:
     found = compare(wild, result.model, result.plan, (x,))
     assert not found.holds
     assert found.tolerance <= 1e-6
+
+
+class Logarithm(nn.Module):
+    """Is defined for positive inputs alone; masks what lies ahead with infinity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ahead = torch.full((8, 8), -math.inf).triu(1)
+        return ahead + self.two(F.relu(self.one(x.log())))[:, None]
+
+
+@pytest.mark.parametrize("bad", ["inputs", "weights"])
+def test_numbers_that_are_none_prove_nothing(bad: str) -> None:
+    torch.manual_seed(0)
+    model, inputs = Logarithm(), torch.rand(3, 8) + 0.1
+    if bad == "inputs":
+        inputs = -inputs
+    else:
+        model.two.bias.data[:] = math.nan
+    with pytest.raises(ConfigError, match=r"dense model itself .*mostly NaN .*Give `example_inp"):
+        prunella.prune(model, inputs, ratio=0.5)
+
+
+class Dividing(nn.Module):
+    """Divides by a sum to which one channel alone contributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 4), nn.Linear(8, 2)
+        self.one.weight.data.abs_()
+        self.one.bias.data.copy_(torch.tensor([1.0, -100.0, -100.0, -100.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(x) / F.relu(self.one(x)).sum(1, keepdim=True)
+
+
+def test_a_cut_that_leaves_no_number_is_refused() -> None:
+    torch.manual_seed(0)
+    model, inputs = Dividing(), torch.rand(3, 8)
+    groups = prunella.couple(prunella.trace(model, inputs))
+    scores = prunella.Scores("mine", {"one": np.arange(4.0)})
+    plan = prunella.allocate(groups, scores, 0.5)
+    with pytest.raises(CertificateError, match="the dense model's is not: something divides by"):
+        prunella.transform(model, plan, inputs)
+
+
+def test_numbers_that_are_none_here_and_there_may_be() -> None:
+    torch.manual_seed(0)
+    model, inputs = Logarithm(), torch.rand(3, 8) + 0.1
+    inputs[0, 0] = -1  # nothing is known of one sample
+    result = prunella.prune(model, inputs, ratio=0.5)
+    assert result.certificate.holds
+    assert result.certificate.runs == 1  # the logarithm of random inputs says nothing
+    result.model.two.bias.data[0] += 0.1
+    with pytest.raises(CertificateError, match="differs"):
+        prunella.certify(model, result.model, result.plan, (inputs,))

@@ -145,6 +145,13 @@ def test_auto_tries_other_criteria_too() -> None:
     assert len({candidate.criterion for candidate in search.candidates}) > 1
 
 
+def test_weights_that_are_no_numbers_are_named() -> None:
+    net = mlp()
+    net[2].weight.data[0, 0] = math.nan
+    with pytest.raises(ConfigError, match=r"`2.weight` holds NaN .*load weights that are finite"):
+        prunella.prune(net, torch.randn(1, 8), ratio=0.5)
+
+
 def test_a_criterion_may_work_in_place() -> None:
     net = convs(8, 12)
     before = {name: value.clone() for name, value in net.state_dict().items()}

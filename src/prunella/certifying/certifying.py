@@ -16,7 +16,7 @@ from prunella.certifying.deciding import Deciding, Decisions, Following
 from prunella.certifying.precision import AtLeast
 from prunella.coupling import couple
 from prunella.coupling.resizing import Resized, mask_from, resized
-from prunella.errors import CertificateError
+from prunella.errors import CertificateError, ConfigError, PrunellaError
 from prunella.graph import Graph
 from prunella.masking import apply_mask
 from prunella.masking.slicing import cut
@@ -34,6 +34,7 @@ _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}
 _WAYS = ((torch.float64, True), (torch.float64, False), (torch.float32, False))
 _MOST = 1e-6
 _DRAWS, _TIMES = 3, 4
+_MOST_NAN = 0.5  # of all that is returned; with more it says nothing
 _HUGE = 1e30  # what stands for infinity, in masks: the limits of float32 and of float64 alike
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -48,7 +49,7 @@ class Certificate:
         error: Largest difference of any output, relative to the largest output.
         tolerance: What was allowed.
         dtype: Precision of the comparison.
-        runs: How many comparisons were made.
+        runs: How many comparisons were made. One where hardly a number was finite is none.
     """
 
     error: float
@@ -92,6 +93,8 @@ def certify(
 
     Raises:
         CertificateError: The outputs differ by more than the tolerance.
+        ConfigError: What the dense model returns on the inputs is mostly NaN or infinite, and so
+            it is on random ones: there is nothing to compare.
     """
     found = compare(model, pruned, plan, args, kwargs, groups)
     if not found.holds:
@@ -114,7 +117,9 @@ def compare(
     """Compare as `certify` does, and return what was found, whether it holds or not.
 
     Raises:
-        CertificateError: There is nothing to compare with: the masked model cannot be computed.
+        CertificateError: There is nothing to compare with: the masked model cannot be computed,
+            or what it returns is mostly NaN.
+        ConfigError: So is what the dense model returns.
     """
     inputs = (args, dict(kwargs or {}))
     kept = _kept(model, plan, inputs, groups) if plan.marked else None
@@ -160,21 +165,49 @@ def _kept(model: nn.Module, plan: Plan, inputs: Inputs, groups: Groups | None) -
 
 def _compare(case: _Case) -> Certificate:
     run = _masked_run(case)
-    error, allowed = _error_on(case, run, case.inputs, perturbed=False)
-    found = [(error, allowed)]
+    found = [_compared(case, run, case.inputs, perturbed=False)]
     example = case.kept.flow.groups.graph.example if case.kept else case.plan.example
-    if example is not None and error <= allowed:
+    if example is not None and found[0].holds:
         inputs = make(example, 1, device_of(case.model))
-        found.append(_error_on(case, run, inputs, perturbed=True))
-    error, allowed = max(found, key=lambda pair: pair[0] / pair[1])
-    return Certificate(error, allowed, str(case.dtype).removeprefix("torch."), len(found))
+        found.append(_compared(case, run, inputs, perturbed=True))
+    telling = [each for each in found if each.tells or not each.holds]
+    if not telling:
+        raise _nothing_proven(case)
+    worst = max(telling, key=lambda each: each.error / each.allowed)
+    kind = str(case.dtype).removeprefix("torch.")
+    return Certificate(worst.error, worst.allowed, kind, len(telling))
 
 
-def _error_on(case: _Case, run: Run, inputs: Inputs, *, perturbed: bool) -> tuple[float, float]:
-    """Compare once, on fresh copies: a model may have remembered what it computed before.
+def _nothing_proven(case: _Case) -> PrunellaError:
+    name = type(case.model).__name__
+    if _tells(case.outputs(_own, case.copy(case.model), case.inputs)):
+        return CertificateError(
+            f"nothing is proven of the pruned `{name}`: what the masked model returns on the "
+            "example inputs is mostly NaN or infinite, and the dense model's is not: something "
+            "divides by what is removed. Exclude modules until it does not"
+        )
+    return ConfigError(
+        f"nothing can be proven of the pruned `{name}`: what the dense model itself returns on the "
+        "example inputs is mostly NaN or infinite, so there is nothing to compare. Give "
+        "`example_inputs` of the range that it is for, and look for weights that are not finite"
+    )
 
-    Returns the error, and what is allowed.
-    """
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """The error on some inputs, what is allowed, and whether there were numbers to compare."""
+
+    error: float
+    allowed: float
+    tells: bool
+
+    @property
+    def holds(self) -> bool:
+        return self.error <= self.allowed
+
+
+def _compared(case: _Case, run: Run, inputs: Inputs, *, perturbed: bool) -> _Compared:
+    """Compare once, on fresh copies: a model may have remembered what it computed before."""
     masked, small = case.copy(case.model), case.copy(case.pruned)
     if perturbed:
         _perturb(case, masked, small, inputs)
@@ -184,14 +217,16 @@ def _error_on(case: _Case, run: Run, inputs: Inputs, *, perturbed: bool) -> tupl
     if case.kept is not None and not case.kept.flow.groups.graph.recorded:
         wanted = case.outputs(run, masked, inputs)
         error = _error(wanted, case.outputs(_own, small, inputs))
-        return error, _allowed(case, error, wanted, run, inputs, masked)
+        allowed = _allowed(case, error, wanted, run, inputs, masked)
+        return _Compared(error, allowed, _tells(wanted))
     decisions = Decisions()  # the same code on both sides, so decisions pair up
     with Deciding(decisions):
         wanted = case.outputs(run, masked, inputs)
     with Following(decisions, _TOLERANCES[case.dtype]):
         found = case.outputs(_own, small, inputs)
     error = max(_error(wanted, found), decisions.gap)
-    return error, _allowed(case, error, wanted, run, inputs, masked)
+    allowed = _allowed(case, error, wanted, run, inputs, masked)
+    return _Compared(error, allowed, _tells(wanted))
 
 
 def _allowed(
@@ -334,6 +369,19 @@ def _difference(a: Tensor, b: Tensor) -> float:
     scale = a[a.isfinite()].abs().max().item() if bool(a.isfinite().any()) else 0.0
     gap = torch.where(same, 0.0, a - b).abs().nan_to_num(nan=float("inf")).max().item()
     return gap / max(scale, 1e-12)
+
+
+def _tells(outputs: list[Tensor]) -> bool:
+    """Say whether outputs hold numbers by which two models can be told apart.
+
+    NaN is equal to NaN here, and so is infinity: masks hold them, and single results of samples
+    that something is undefined for. Where most is NaN, or nothing finite, any model does the same.
+    """
+    reals = [_real(t) for t in outputs if t.is_floating_point() or t.is_complex()]
+    whole = torch.cat([tensor.reshape(-1) for tensor in reals]) if reals else torch.empty(0)
+    if not whole.numel():
+        return True  # whole numbers, or nothing at all
+    return bool(whole.isfinite().any()) and float(whole.isnan().double().mean()) <= _MOST_NAN
 
 
 def _real(tensor: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Score every channel of every group: `score(model, groups, criterion) -> Scores`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -59,7 +59,7 @@ def score(
     with torch.no_grad():
         for group in groups:
             members = _members(parameters, groups, group, roles, seen)
-            values[group.name] = _values(criterion(members), group)
+            values[group.name] = _values(criterion(members), group, members)
     return Scores(name, values)
 
 
@@ -137,7 +137,13 @@ def _members(
     return found or [Member(Axis("", 0), "scales", torch.ones(group.channels, 1))]
 
 
-def _values(scores: Tensor, group: Group) -> np.ndarray:
+def _values(scores: Tensor, group: Group, members: Sequence[Member]) -> np.ndarray:
+    for member in members if not scores.isfinite().all() else ():
+        if not member.weight.isfinite().all():
+            raise ConfigError(
+                f"`{member.axis.tensor}` holds NaN or infinite values, so the channels of "
+                f"{group.name!r} cannot be scored; load weights that are finite"
+            )
     if scores.shape != (group.channels,) or not bool(scores.isfinite().all()):
         raise ConfigError(
             f"a criterion returns one finite score per channel; for {group.name!r} with "
