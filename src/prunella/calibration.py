@@ -1,7 +1,7 @@
 """Calibration data: a few batches of what the model will see, without need of labels."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from prunella.errors import ConfigError
 from prunella.model.examples import Arguments, samples_in
+from prunella.model.structure import hashed
 
 Loss = Callable[[Any, int], Tensor]
 """A scalar of the model's outputs on the batch of that index."""
@@ -47,7 +48,7 @@ def calibration(data: Data, inputs: int = 1, device: torch.device | str = "cpu")
     """
     if isinstance(data, Calibration):
         _check(data.batches)
-        return data
+        return replace(data, batches=[_differentiable(batch) for batch in data.batches])
     if isinstance(data, str | bytes | Mapping):
         raise ConfigError(
             f"calibration data are batches (a list or a loader), got a {type(data).__name__}"
@@ -91,6 +92,12 @@ def thinned(data: Calibration, samples: int) -> Calibration:
     )
 
 
+def fingerprint(data: Calibration) -> str:
+    """Hash the tensors of all batches."""
+    leaves = pytree.tree_leaves(list(data.batches))
+    return hashed({str(i): leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)})
+
+
 def _arguments(batch: Any, inputs: int, device: torch.device | str) -> Arguments:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
@@ -106,4 +113,13 @@ def _arguments(batch: Any, inputs: int, device: torch.device | str) -> Arguments
             f"keyword arguments, got a {type(batch).__name__}"
         )
     moved: Arguments = pytree.tree_map_only(Tensor, lambda t: t.to(device), (args, kwargs))
-    return moved
+    return _differentiable(moved)
+
+
+def _differentiable(batch: Arguments) -> Arguments:
+    """Copy tensors made under `torch.inference_mode`, of which no gradient could be computed."""
+    with torch.inference_mode(mode=False):
+        ready: Arguments = pytree.tree_map_only(
+            Tensor, lambda t: t.clone() if t.is_inference() else t, batch
+        )
+    return ready

@@ -348,6 +348,38 @@ def test_gradients_inside_inference_mode() -> None:
         np.testing.assert_array_equal(values, found.values[name])
 
 
+@pytest.mark.parametrize("kind", ["calibration", "batches"])
+@pytest.mark.parametrize("criterion", ["fisher", "taylor"])
+def test_gradients_of_data_made_in_inference_mode(criterion: str, kind: str) -> None:
+    model, x = small(), torch.randn(8, 5, dtype=torch.float64)
+    with torch.inference_mode():
+        same = x.clone()
+
+    def given(x: Tensor) -> prunella.Calibration | list[Tensor]:
+        return Calibration([((x,), {})], labelled) if kind == "calibration" else [x]
+
+    def labelled(outputs: Tensor, index: int) -> Tensor:
+        return outputs.square().mean()
+
+    wanted = prunella.score(model, groups_of(model, x), criterion, given(x))
+    found = prunella.score(model, groups_of(model, x), criterion, given(same))
+    np.testing.assert_array_equal(found.values["0"], wanted.values["0"])
+
+
+def test_what_has_no_gradient_because_of_inference_mode_is_named() -> None:
+    model, x = small(), torch.randn(8, 5, dtype=torch.float64)
+    groups = groups_of(model, x)
+    with torch.inference_mode():
+        labels, frozen = torch.zeros(8, dtype=torch.int64), small()
+    loss = Calibration(
+        [((x,), {})], lambda outputs, _: nn.functional.cross_entropy(outputs, labels)
+    )
+    with pytest.raises(prunella.PrunellaError, match=r"batch 0 .*made under torch.inference_mode"):
+        prunella.score(model, groups, "fisher", loss)
+    with pytest.raises(prunella.PrunellaError, match=r"weights of .* under torch.inference_mode"):
+        prunella.score(frozen, groups, "fisher", [x])
+
+
 # Activations: whoever multiplies
 
 

@@ -57,6 +57,16 @@ def prefixes(name: str) -> list[str]:
     return [".".join(parts[:i]) for i in range(1, len(parts))]
 
 
+def hashed(named: Mapping[str, Tensor]) -> str:
+    """Fingerprint names, types, shapes and every bit of tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(named.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def digest(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Fingerprint a structure given the shape of every parameter and buffer."""
     text = json.dumps(sorted((name, list(shape)) for name, shape in shapes.items()))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from prunella.calibration import Calibration
+from prunella.calibration import Calibration, Loss
 from prunella.errors import ConfigError
 from prunella.model.examples import Arguments
 from prunella.model.modes import evaluating
@@ -69,6 +69,12 @@ def gates_of(model: nn.Module, groups: Groups, data: Calibration) -> dict[Axis, 
 @contextmanager
 def _differentiable(model: nn.Module, tensors: list[Tensor]) -> Iterator[list[Tensor]]:
     """Let gradients flow to some parameters for a while, in evaluation mode."""
+    if any(tensor.is_inference() for tensor in tensors):
+        raise NoGradientError(
+            f"the weights of `{type(model).__name__}` were made under torch.inference_mode(), so "
+            "nothing has a gradient: make or load the model outside of it, or use a criterion that "
+            'needs no gradients, such as "wanda" or "reading"'
+        )
     flags = [tensor.requires_grad for tensor in tensors]
     try:
         with (
@@ -88,7 +94,7 @@ def _passes(model: nn.Module, data: Calibration) -> Iterator[Tensor]:
     """Yield scalars whose derivatives are asked for."""
     if data.loss is not None:
         for index, (args, kwargs) in enumerate(data.batches):
-            value = data.loss(model(*args, **kwargs), index)
+            value = _loss(data.loss, model(*args, **kwargs), index)
             _check(model, [value])
             yield value
         return
@@ -103,6 +109,18 @@ def _passes(model: nn.Module, data: Calibration) -> Iterator[Tensor]:
             for _ in range(-(-wanted // len(parts))):
                 pairs = zip(outputs, scales, strict=True)
                 yield torch.stack([_along_signs(t, generator) / scale for t, scale in pairs]).sum()
+
+
+def _loss(loss: Loss, outputs: Any, index: int) -> Tensor:
+    try:
+        return loss(outputs, index)
+    except RuntimeError as error:
+        if "nference tensor" not in str(error):
+            raise
+        raise ConfigError(
+            f"the loss of batch {index} of the calibration data has no gradient: it uses tensors "
+            "made under torch.inference_mode(). Make the labels outside of it, or clone them there"
+        ) from error
 
 
 def _floating(outputs: Any) -> list[Tensor]:
