@@ -180,3 +180,41 @@ def test_recalibration_changes_the_numbers_the_same_way_shared_or_not(
     plain = run(setup, record=tmp_path / "journal")
     assert shared.baseline == plain.baseline
     assert shared.curves != plain.curves
+
+
+class Aliased(nn.Module):
+    """Calls a module by its second name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+        self.second, self.head = self.first, nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(x).relu())
+
+
+def test_norms_of_two_names_are_recalibrated_once() -> None:
+    torch.manual_seed(0)
+    model, x = Aliased().eval(), torch.randn(32, 4)
+    groups = prunella.couple(prunella.trace(model, x))
+    norm = model.first[1]
+
+    def offset(model: nn.Module) -> float:
+        with torch.no_grad():
+            return float(model.first(x).mean().abs())
+
+    found = analyze(
+        model,
+        groups,
+        prunella.score(model, groups),
+        offset,
+        metric="offset",
+        higher_is_better=False,
+        recalibrate=prunella.Calibration([((x,), {})]),
+    )
+    assert found.baseline > 1e-3
+    assert all(value < 1e-6 for curve in found.curves.values() for value in curve)
+    with recalibrated(model, prunella.Calibration([((x,), {})]), {"first.1", "second.1"}):
+        assert torch.allclose(norm.running_mean, model.first[0](x).mean(0), atol=1e-6)
+    assert torch.equal(norm.running_mean, torch.zeros(8))

@@ -22,8 +22,8 @@ def recalibrated(model: nn.Module, data: Calibration, modules: Collection[str]) 
         data: Batches of inputs.
         modules: Names of modules; those that are batch norms with running statistics take part.
     """
-    named = dict(model.named_modules())
-    found = [named[name] for name in sorted(modules)]
+    named = dict(model.named_modules(remove_duplicate=False))
+    found = dict.fromkeys(named[name] for name in sorted(modules))  # one may have several names
     norms = [m for m in found if isinstance(m, _BatchNorm) and m.track_running_stats]
     buffers = [b for norm in norms for b in norm.buffers(recurse=False)]
     saved = [buffer.clone() for buffer in buffers]
