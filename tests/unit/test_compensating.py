@@ -217,6 +217,46 @@ def test_a_cut_is_undone_bit_for_bit_and_refits_what_reads_it(case):
     assert all(torch.equal(before[name], t) for name, t in tensors(model).items())
 
 
+class Joined(nn.Module):
+    """Two groups that one weight reads; half of each repeats the other half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(16, 3)
+        for layer in (self.one, self.two):
+            layer.weight.data[4:] = layer.weight.data[:4]
+            layer.bias.data[4:] = layer.bias.data[:4]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat([self.one(x).relu(), self.two(x).relu()], 1))
+
+
+def test_what_reads_several_groups_is_refitted_for_all_of_them():
+    model, x = Joined(), torch.randn(256, 4)
+    groups = prunella.couple(prunella.trace(model, x))
+    found = reconstruct(model, groups, prunella.score(model, groups), calibration([x]))
+    gone = {group.name: [4, 5, 6, 7] for group in groups}
+    assert len(gone) == 2
+    dense = model(x).detach()
+    with found.cut(model, groups, gone):
+        refitted = model(x).detach()
+        assert not model.head.weight[:, [4, 5, 6, 7, 12, 13, 14, 15]].any()
+    with prunella.masking.zeroed(model, groups, gone):
+        zeroed = model(x).detach()
+    assert (refitted - dense).square().mean() < 1e-3 * (zeroed - dense).square().mean()
+
+
+def test_channels_that_go_stay_gone_where_what_makes_them_is_refitted():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    x = torch.randn(64, 4)
+    groups = prunella.couple(prunella.trace(model, x))
+    found = reconstruct(model, groups, prunella.score(model, groups), calibration([x]))
+    with found.cut(model, groups, {group.name: [0, 1] for group in groups}):
+        for weight in (model[2].weight[:2], model[2].bias[:2], model[2].weight[:, :2]):
+            assert not weight.any()
+
+
 def test_prune_with_data_beats_prune_without(case):
     model, inputs = case
     fresh = inputs(128, 77)

@@ -238,6 +238,21 @@ def test_other_weights_and_other_scores_make_a_record_stale(
     assert "scores changed" in caplog.text
 
 
+def test_other_data_to_refit_on_make_a_record_stale(
+    setup: Setup, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = []
+    for seed in (1, 1, 2):
+        metric, data = Metric(), prunella.Calibration([(CASE.inputs(seed), {})])
+        cut = prunella.reconstruct(*setup, data).cut
+        with caplog.at_level(logging.WARNING, "prunella"):
+            run(setup, metric, tmp_path / "sensitivity.jsonl", cut=cut)
+        calls.append(metric.calls)
+    assert calls[1] == 0
+    assert calls[2] == calls[0] > 1
+    assert "is computed again: cut changed" in caplog.text
+
+
 @pytest.mark.parametrize("line", [0, 1, 3])
 def test_a_tampered_record_is_an_error_that_names_the_line(
     setup: Setup, tmp_path: Path, line: int

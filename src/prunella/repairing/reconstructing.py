@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunella.calibration import Calibration
-from prunella.masking import zeroed
+from prunella.calibration import Calibration, fingerprint
+from prunella.masking import slices, zeroed
 from prunella.model.modes import evaluating
 from prunella.model.structure import tensors
 from prunella.plan import Axis, Group, Groups, Scores
@@ -86,11 +86,13 @@ class Reconstruction:
         errors: By group: the unexplained share of what its consumers make, summed over them, once
             so many channels are gone, `[channels + 1]`. A group that no weight reads is not in it.
         reads: The moments, by the name of the weight.
+        data: Fingerprint of what they were taken of.
     """
 
     scores: Scores
     errors: Mapping[str, np.ndarray]
     reads: Mapping[str, Read]
+    data: str
 
     @contextmanager
     def cut(
@@ -106,6 +108,9 @@ class Reconstruction:
                 with torch.no_grad():
                     for name, value in fitted.items():
                         found[name].copy_(value)
+                    for name, channels in removed.items():  # what reads one may make another
+                        for view in slices(found, groups, groups[name], channels):
+                            view.zero_()
                 yield model
         finally:
             with torch.no_grad():
@@ -116,15 +121,18 @@ class Reconstruction:
         self, found: Mapping[str, Tensor], groups: Groups, removed: Mapping[str, Sequence[int]]
     ) -> dict[str, Tensor]:
         """Return new values of what reads the channels and of the constants behind."""
-        values: dict[str, Tensor] = {}
+        gone: dict[str, list[np.ndarray]] = {}  # of a weight, all that it reads of any group
         for name, channels in removed.items():
-            for axis, gone in _columns(groups[name], channels, self.reads):
-                read = self.reads[axis.tensor]
-                weight, constant = _refit(read, gone, found[axis.tensor])
-                values[axis.tensor] = weight
-                if read.shift is not None:
-                    sign = 1 if read.shift == read.mixer.bias else -1
-                    values[read.shift] = found[read.shift] + sign * constant
+            for axis, positions in _columns(groups[name], channels, self.reads):
+                gone.setdefault(axis.tensor, []).append(positions)
+        values: dict[str, Tensor] = {}
+        for name, parts in gone.items():
+            read = self.reads[name]
+            values[name], constant = _refit(read, np.concatenate(parts), found[name])
+            if read.shift is not None:
+                sign = 1 if read.shift == read.mixer.bias else -1
+                before = values.get(read.shift, found[read.shift])
+                values[read.shift] = before + sign * constant
         return values
 
 
@@ -162,7 +170,7 @@ def reconstruct(
                 ranks[order] = np.arange(group.channels)
                 values[group.name], errors[group.name] = ranks, error
             advance(1)
-    return Reconstruction(Scores("reconstruction", values), errors, reads)
+    return Reconstruction(Scores("reconstruction", values), errors, reads, fingerprint(data))
 
 
 def observe(model: nn.Module, data: Calibration, progress: Progress) -> dict[str, Read]:

@@ -14,15 +14,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils import _pytree as pytree
 
-from prunella.calibration import Calibration
+from prunella.calibration import Calibration, fingerprint
 from prunella.errors import ConfigError, TaskError
 from prunella.journal import Journal
 from prunella.masking import zeroed
 from prunella.model.modes import buffers_kept, evaluating
-from prunella.model.structure import tensors
+from prunella.model.structure import hashed, tensors
 from prunella.plan import Group, Groups, Scores
+from prunella.repairing.reconstructing import Reconstruction
 from prunella.replaying import Course
 from prunella.sensitivity.curves import RATIOS, Sensitivity, check_ratios, removed
 from prunella.sensitivity.processes import Step, check_workers, shared_out
@@ -123,7 +123,7 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
     if together:
         check_ranks(workers)
     judge = evaluate if confidence is None else _settling(evaluate, confidence)
-    weights = _fingerprint(tensors(model))
+    weights = hashed(tensors(model))
     key = {
         "weights": weights,
         "structure": groups.graph.digest,
@@ -265,10 +265,10 @@ class _Loop:
 
     def _dense(self) -> float:
         """Evaluate the dense model, and see that it is as it was."""
-        before = _fingerprint(_learned(self.model))
+        before = hashed(_learned(self.model))
         with buffers_kept(self.model):
             value = float(self.shared.dense())
-            if _fingerprint(_learned(self.model)) != before:
+            if hashed(_learned(self.model)) != before:
                 raise TaskError(
                     "evaluating the model changed its weights or buffers; `evaluate` must "
                     "leave the model as it is (no `model.train()`, no optimizer step)"
@@ -337,23 +337,14 @@ def _learned(model: nn.Module) -> dict[str, Tensor]:
     return {n: t for n, t in tensors(model).items() if n in parameters or id(t) in statistics}
 
 
-def _fingerprint(named: Mapping[str, Tensor]) -> str:
-    """Hash names, types, shapes and every bit of the tensors."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(named.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _fingerprint_cut(cut: Cut, recalibrate: Calibration | None) -> str:
     name = getattr(cut, "__qualname__", type(cut).__qualname__)
+    refitting = getattr(cut, "__self__", None)
+    if isinstance(refitting, Reconstruction):
+        name += f" refitting on {refitting.data}"
     if recalibrate is None:
         return name
-    found = enumerate(pytree.tree_leaves(list(recalibrate.batches)))
-    data = _fingerprint({str(i): leaf for i, leaf in found if isinstance(leaf, Tensor)})
-    return f"{name}, batch norms recalibrated on {data}"
+    return f"{name}, batch norms recalibrated on {fingerprint(recalibrate)}"
 
 
 def _fingerprint_scores(scores: Scores) -> str:
