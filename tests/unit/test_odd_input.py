@@ -71,6 +71,28 @@ def test_wide_layers_use_up_a_budget(share: float) -> None:
     assert limit - channel < plan.after.macs <= limit
 
 
+class Rows(nn.Module):
+    """Wide rows that keep equally many channels, as conv groups and heads do."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.rows, self.inner = nn.Conv2d(3, width, 1), nn.Conv2d(width, width, 1, groups=rows)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.inner(self.rows(x).relu()).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.21, 0.07])
+@pytest.mark.parametrize("multiple", [1, 8])
+@pytest.mark.parametrize("rows", [2, 4])
+def test_wide_rows_use_up_a_budget(rows: int, multiple: int, share: float) -> None:
+    result = prunella.prune(Rows(rows, 1024), IMAGE, macs=share, multiple_of=multiple)
+    before, after = result.plan.before.macs, result.plan.after.macs
+    assert (0.98 if multiple > 1 else 0.99) * share * before < after <= share * before
+    assert all(len(kept) % max(rows, multiple) == 0 for kept in result.plan.channels.values())
+
+
 def test_one_huge_damage_does_not_drown_the_others() -> None:
     net = convs(8, 24, 24)
     groups = prunella.couple(prunella.trace(net, IMAGE))

@@ -119,7 +119,7 @@ def fit(room: Room, ladders: Sequence[Ladder], damage: Damage | None) -> Fitted:
     if used_up(room, room.costs(fitted.counts)):
         return fitted
     finer = [
-        between(cluster, found, level, asked)
+        between(room.chooser, cluster, found, level, asked)
         for cluster, found, level, asked in zip(
             room.chooser.clusters, ladders, at, room.multiples, strict=True
         )

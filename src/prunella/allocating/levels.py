@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 from prunella.allocating.choosing import Chooser
 from prunella.allocating.multiples import Multiples, nearest_multiples, step_of
@@ -16,6 +18,8 @@ LEVELS, _COSTLY_LEVELS = 64, 32
 
 The second where a level is dear to find: rows that are cut apart, or uneven ones.
 """
+
+_SETTLED = 8  # counts between two levels that are tried where rows are cut apart
 
 Damage = Callable[[str, int], float]
 """Predicted loss of the metric when a group (name) keeps so many channels; >= 0, decreasing."""
@@ -33,16 +37,46 @@ def ladder(chooser: Chooser, cluster: Cluster, multiples: Multiples) -> Ladder:
     return Ladder(chooser.best(cluster), counts)
 
 
-def between(cluster: Cluster, found: Ladder, level: int, multiples: Multiples) -> Ladder:
-    """List the counts from the level before one down to that one, which is the last.
+def between(
+    chooser: Chooser, cluster: Cluster, found: Ladder, level: int, multiples: Multiples
+) -> Ladder:
+    """List counts from the level before one down to that one, which is the last.
 
-    All there are, where nothing else binds them; otherwise the two levels.
+    Atoms that are bound to one another go down together, in the smallest steps that keep them
+    balanced; others one after another, a channel at a time. Only what fits is listed.
     """
     counts = found.counts[max(level - 1, 0) : level + 1]
-    if len(cluster.atoms) == 1 and not cluster.moved and len(counts) > 1:
-        most, least = counts[:, 0].tolist()
-        counts = np.array([*range(least, most, step_of(multiples)), most])[::-1, None]
+    if len(counts) > 1:
+        way = _way_down(cluster, *counts)
+        way = [c for c in way if cluster.binds(c) and multiples.hold(cluster, c)]
+        if cluster.moved:
+            way = [c for c in _some(way, _SETTLED) if _settles(chooser, cluster, c)]
+        counts = np.stack([counts[0], *_some(way, LEVELS), counts[1]])
     return Ladder(found.atoms, counts)
+
+
+def _settles(chooser: Chooser, cluster: Cluster, counts: np.ndarray) -> bool:
+    """Say whether the network leaves counts as they are."""
+    settled = chooser.settled(cluster, counts)
+    return settled is not None and np.array_equal(settled, counts)
+
+
+def _some(rows: list[np.ndarray], most: int) -> list[np.ndarray]:
+    """Return at most so many, evenly spread."""
+    return [rows[i * len(rows) // most] for i in range(most)] if len(rows) > most else rows
+
+
+def _way_down(cluster: Cluster, most: np.ndarray, least: np.ndarray) -> list[np.ndarray]:
+    """List the counts between two levels, in steps that keep balanced what is so at both."""
+    bound = cluster.equal != 0
+    _, part = connected_components(csr_array(bound.T.astype(int) @ bound), directed=False)
+    steps: list[tuple[float, np.ndarray]] = []
+    for i in range(part.max() + 1):
+        move = np.where(part == i, least - most, 0)
+        times = int(np.gcd.reduce(move))
+        steps += [(j / times, move // times) for j in range(times)]
+    steps.sort(key=lambda step: step[0])  # every part is as far on its way as the others
+    return [most + moved for moved in np.cumsum([move for _, move in steps], axis=0)[:-1]]
 
 
 def _every(chooser: Chooser, cluster: Cluster, _: Multiples) -> np.ndarray:
