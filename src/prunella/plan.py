@@ -187,6 +187,24 @@ class Scores:
     values: Mapping[str, np.ndarray]
 
 
+def check_scores(groups: Groups, scores: Scores) -> None:
+    """Raise `ConfigError` unless there is a number for every channel of every group."""
+    for group in groups:
+        if group.name not in scores.values:
+            raise ConfigError(
+                f"there are no scores for group {group.name!r}"
+                f"{nearest(group.name, scores.values)}; score the groups with `prunella.score`, or "
+                "give an array of one number per channel"
+            )
+        values = np.asarray(scores.values[group.name])
+        if values.shape != (group.channels,) or np.isnan(values).any():
+            raise ConfigError(
+                f"the scores of group {group.name!r} are one number for each of its "
+                f"{group.channels} channels, higher = keep; got an array of shape {values.shape}"
+                f"{' with NaN' if np.isnan(values).any() else ''}"
+            )
+
+
 @dataclass(frozen=True)
 class Budget:
     """Upper bounds on what remains; several hold together.

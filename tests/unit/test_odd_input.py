@@ -205,3 +205,42 @@ def test_multiples_are_whole_numbers(odd: float) -> None:
 def test_a_regular_expression_that_is_none_is_named() -> None:
     with pytest.raises(ValueError, match=r"'re:\[' is no regular expression"):
         prunella.config.PruneSection(exclude="re:[")
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"seed": -1}, r"whole number >= 0, got seed=-1"),
+        ({"seed": 0.5}, r"whole number >= 0, got seed=0.5"),
+        ({"workers": 2.5}, r"whole number of processes .* got workers=2.5"),
+        ({"runtime": "torch"}, r"`runtime` is for a budget on latency, and there is none"),
+    ],
+)
+def test_options_of_prune_that_make_no_sense_are_named(
+    options: dict[str, object], match: str
+) -> None:
+    data = torch.randn(8, 3, 8, 8)
+    with pytest.raises(ConfigError, match=match):
+        prunella.prune(convs(8), IMAGE, macs=0.5, calibration=data, candidates=2, **options)
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        (np.array([1.0] * 15 + [math.nan]), r"'0' .* each of its 16 channels.*\(16,\) with NaN"),
+        (np.arange(12.0), r"'0' .* each of its 16 channels.* shape \(12,\)"),
+        (None, r"no scores for group '0'.* score the groups"),
+    ],
+)
+def test_scores_of_a_users_own_are_checked(values: np.ndarray | None, match: str) -> None:
+    net = mlp()
+    groups = prunella.couple(prunella.trace(net, torch.randn(1, 8)))
+    found = dict(prunella.score(net, groups).values)
+    found = {name: values if name == "0" else v for name, v in found.items()}
+    scores = prunella.Scores("mine", {n: v for n, v in found.items() if v is not None})
+    with pytest.raises(ConfigError, match=match):
+        prunella.allocate(groups, scores, 0.5)
+    with pytest.raises(ConfigError, match=match):
+        prunella.analyze(
+            net, groups, scores, lambda model: 0.0, metric="none", higher_is_better=True
+        )

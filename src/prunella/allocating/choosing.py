@@ -8,13 +8,14 @@ import numpy as np
 from prunella.coupling.arranging import Layout, settle
 from prunella.coupling.counting import AtomKey, Cluster, nearest_counts
 from prunella.errors import CouplingError
-from prunella.plan import Groups, Scores
+from prunella.plan import Groups, Scores, check_scores
 
 
 class Chooser:
     """Which channels stay, once it is known how many: those with the best scores."""
 
     def __init__(self, groups: Groups, scores: Scores) -> None:
+        check_scores(groups, scores)
         self.groups = groups
         self.layout = Layout(groups)
         self.clusters = self.layout.clusters

@@ -187,7 +187,7 @@ def prune(  # noqa: PLR0913 - one call for all stages
             "hundred inputs without labels"
         )
     clock = clock_for(latency, runtime, latency_model, candidates, progress)
-    check_search(candidates, workers, seconds, model)
+    check_search(candidates, seed, workers, seconds, model)
     if candidates > 1 and (calibration is None or ratio is not None or repair is False):
         raise ConfigError(
             f"{candidates=} are plans within a budget, each judged after its repair: give a budget "

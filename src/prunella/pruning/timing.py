@@ -70,6 +70,12 @@ def clock_for(
         ConfigError: The runtime is not named, or does not go with the rest.
     """
     if latency is None:
+        for name, value in (("runtime", runtime), ("latency_model", known)):
+            if value is not None:
+                raise ConfigError(
+                    f"`{name}` is for a budget on latency, and there is none: give one, e.g. "
+                    f"`latency=0.5`, or leave out `{name}`"
+                )
         return None
     if runtime is None and known is None:
         raise ConfigError(

@@ -26,8 +26,8 @@ def check_workers(workers: int, model: nn.Module) -> None:
 
     They are forked, so that everything the user's function needs is there, and nothing is sent.
     """
-    if workers < 1:
-        raise ConfigError(f"at least one process measures, got {workers=}")
+    if not isinstance(workers, int) or workers < 1:
+        raise ConfigError(f"a whole number of processes measures, at least one, got {workers=}")
     if workers == 1:
         return
     if device_of(model).type != "cpu" or not hasattr(os, "fork"):
