@@ -16,7 +16,7 @@ from prunella.errors import PlanMismatchError, WorkspaceError
 from prunella.files import replacing
 from prunella.masking import check_digest
 from prunella.model.carrying import plan_of
-from prunella.model.structure import fleeting, tensors
+from prunella.model.structure import check_numbers, fleeting, tensors
 from prunella.plan import Plan
 from prunella.tracing import Inputs
 from prunella.transforming import example_of, smaller
@@ -34,6 +34,7 @@ def save(model: nn.Module, folder: str | Path, plan: Plan | None = None) -> None
 
     Raises:
         PlanMismatchError: The model carries no plan.
+        ConfigError: The model is on the meta device.
         WorkspaceError: The files cannot be written; older ones are intact.
     """
     plan = plan or plan_of(model)
@@ -42,6 +43,7 @@ def save(model: nn.Module, folder: str | Path, plan: Plan | None = None) -> None
             f"this `{type(model).__name__}` was not pruned here, so it carries no plan; pass the "
             "plan that led to it as `plan=`"
         )
+    check_numbers(model, "saving")
     folder = Path(folder)
     state = {name: tensor.detach().contiguous() for name, tensor in tensors(model).items()}
     try:

@@ -23,7 +23,7 @@ from prunella.masking.slicing import cut
 from prunella.model.examples import make
 from prunella.model.modes import copied, evaluating, forget, unfused_attention
 from prunella.model.outputs import tensors_in
-from prunella.model.structure import device_of, tensors
+from prunella.model.structure import check_numbers, device_of, tensors
 from prunella.plan import Groups, Plan
 from prunella.replaying import Step, bind, fits, keeping, replay, run_node
 from prunella.replaying.patching import norms_over_kept
@@ -121,6 +121,8 @@ def compare(
             or what it returns is mostly NaN.
         ConfigError: So is what the dense model returns.
     """
+    for proving in (model, pruned):
+        check_numbers(proving, "the proof (`certify`)")
     inputs = (args, dict(kwargs or {}))
     kept = _kept(model, plan, inputs, groups) if plan.marked else None
     for dtype, everywhere in _WAYS[:-1]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from prunella.errors import PlanMismatchError
 from prunella.masking.slicing import zero_removed
 from prunella.model.modes import copied
-from prunella.model.structure import digest_of, tensors
+from prunella.model.structure import check_numbers, digest_of, tensors
 from prunella.plan import Group, Groups, Plan
 
 
@@ -40,6 +40,7 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
         PlanMismatchError: The plan is for another model.
     """
     check_digest(model, plan)
+    check_numbers(model, "masking")
     masked = copied(model)
     apply_mask(masked, plan)
     return masked

@@ -8,6 +8,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from prunella.errors import ConfigError
+
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
     """List parameters and buffers by qualified name; a tied one under its first name only."""
@@ -42,6 +44,28 @@ def has_memory(tensor: Tensor) -> bool:
     """Say whether a tensor's elements are there, which is not so on the meta device."""
     size = tensor.numel() * tensor.element_size()
     return not tensor.is_meta and (size == 0 or tensor.untyped_storage().nbytes() > 0)
+
+
+def check_numbers(model: nn.Module, doing: str, *, changing: bool = False) -> None:
+    """Raise `ConfigError` where a model's tensors have no numbers, or none that can be changed.
+
+    Args:
+        model: Any module.
+        doing: What needs them: "scoring".
+        changing: Whether they are changed for a while.
+    """
+    for name, tensor in tensors(model).items():
+        if tensor.is_meta:
+            raise ConfigError(
+                f"`{name}` is on the meta device, and {doing} needs its numbers: load the weights "
+                "first. To trace, couple, count costs and allocate with scores of your own, none "
+                "are needed"
+            )
+        if changing and tensor.is_inference():
+            raise ConfigError(
+                f"`{name}` was made under torch.inference_mode(), and {doing} changes it for a "
+                "while: make or load the model outside of it"
+            )
 
 
 def free_bytes(device: torch.device) -> int:

@@ -19,7 +19,7 @@ from prunella.errors import CertificateError, ConfigError, CouplingError, Transf
 from prunella.graph import Graph
 from prunella.latency import LatencyModel
 from prunella.latency.meeting import Met
-from prunella.model.structure import device_of
+from prunella.model.structure import check_numbers, device_of
 from prunella.plan import Budget, Form, Groups, Heads, Plan, Scores
 from prunella.progress import Progress
 from prunella.pruning.probing import faithful
@@ -180,6 +180,7 @@ def prune(  # noqa: PLR0913 - one call for all stages
         >>> prunella.prune(net, torch.randn(1, 3, 8, 8), ratio=0.5).model[0].out_channels
         8
     """
+    check_numbers(model, "pruning")
     target = _target((macs, params, weight_bytes, activation_bytes, latency), ratio)
     if repair and calibration is None:
         raise ConfigError(

@@ -28,7 +28,7 @@ from prunella.coupling.resizing import mask_from, resized
 from prunella.masking import check_digest
 from prunella.masking.slicing import zero_removed
 from prunella.model.modes import copied, evaluating
-from prunella.model.structure import device_of, tensors
+from prunella.model.structure import check_numbers, device_of, tensors
 from prunella.plan import Plan
 from prunella.progress import Progress, or_silent
 from prunella.repairing.branches import Branch, branches
@@ -72,6 +72,7 @@ def compensate(
         TraceError: The model's course depends on the data, so batches cannot be run side by side.
     """
     check_digest(model, plan)
+    check_numbers(model, "repairing")
     repaired = copied(model)
     dense, masked = tensors(model), tensors(repaired)
     with evaluating(model), torch.no_grad():

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from prunella.calibration import Calibration, fingerprint
 from prunella.masking import slices, zeroed
 from prunella.model.modes import evaluating
-from prunella.model.structure import tensors
+from prunella.model.structure import check_numbers, tensors
 from prunella.plan import Axis, Group, Groups, Scores
 from prunella.progress import Progress, or_silent
 from prunella.repairing.branches import branches
@@ -156,6 +156,7 @@ def reconstruct(
     Raises:
         TraceError: The model's course depends on the data, so batches cannot be run through it.
     """
+    check_numbers(model, "reconstructing")
     reads = observe(model, data, or_silent(progress))
     values = dict(scores.values)
     errors: dict[str, np.ndarray] = {}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from prunella.calibration import Calibration, Data
 from prunella.calibration import calibration as read
 from prunella.errors import ConfigError, PlanMismatchError
-from prunella.model.structure import device_of, digest_of
+from prunella.model.structure import check_numbers, device_of, digest_of
 from prunella.plan import Axis, Group, Groups, Scores, nearest
 from prunella.scoring.criteria import CRITERIA, WITH_DATA, WITHOUT_DATA, Criterion, Member
 from prunella.scoring.gradients import gates_of
@@ -49,6 +49,7 @@ def score(
             f"the groups were found in another model than this `{type(model).__name__}`; "
             "trace and couple it again"
         )
+    check_numbers(model, "scoring")
     data = None
     if calibration is not None:
         data = read(calibration, len(groups.graph.takes[0]), device_of(model))

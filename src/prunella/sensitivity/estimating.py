@@ -11,6 +11,7 @@ from prunella.calibration import Calibration
 from prunella.errors import ConfigError
 from prunella.masking import zeroed
 from prunella.model.modes import buffers_kept, evaluating
+from prunella.model.structure import check_numbers
 from prunella.plan import Groups, Scores
 from prunella.repairing.divergence import distance, divergence, divergence_from
 from prunella.sensitivity.curves import RATIOS, Sensitivity, removed
@@ -90,6 +91,7 @@ def estimate(  # noqa: PLR0913  every argument is one decision of the user's
         raise ConfigError(
             f"at least one cut is evaluated to know the metric's units, got {probes=}"
         )
+    check_numbers(model, "estimating sensitivity", changing=True)
     if curvature is not None:
         near = _summed(groups, scores, curvature, tuple(ratios))
     else:

@@ -20,7 +20,7 @@ from prunella.errors import ConfigError, TaskError
 from prunella.journal import Journal
 from prunella.masking import zeroed
 from prunella.model.modes import buffers_kept, evaluating
-from prunella.model.structure import hashed, tensors
+from prunella.model.structure import check_numbers, hashed, tensors
 from prunella.plan import Group, Groups, Scores, check_scores
 from prunella.repairing.reconstructing import Reconstruction
 from prunella.replaying import Course
@@ -120,6 +120,7 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
     ratios = tuple(float(ratio) for ratio in ratios)
     check_ratios(ratios)
     check_scores(groups, scores)
+    check_numbers(model, "measuring sensitivity", changing=True)
     check_workers(workers, model)
     if together:
         check_ranks(workers)

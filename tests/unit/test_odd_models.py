@@ -1,0 +1,95 @@
+"""Models in odd states: on the meta device, frozen, in training mode, made in inference mode."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import prunella
+from prunella.errors import ConfigError
+
+X = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(16)
+    norm.running_mean.uniform_(-0.5, 0.5)
+    return nn.Sequential(nn.Linear(6, 16), norm, nn.ReLU(), nn.Linear(16, 12), nn.Linear(12, 2))
+
+
+def groups_and_scores(model: nn.Module) -> tuple[prunella.Groups, prunella.Scores]:
+    x = X.to(next(model.parameters()).device)
+    groups = prunella.couple(prunella.trace(model, x))
+    return groups, prunella.Scores("mine", {g.name: np.arange(float(g.channels)) for g in groups})
+
+
+def planned(model: nn.Module) -> prunella.Plan:
+    return prunella.allocate(*groups_and_scores(model), prunella.Budget(macs=0.5))
+
+
+def judged(model: nn.Module) -> float:
+    with torch.no_grad():
+        return float(model(X).square().mean())
+
+
+def analyzed(model: nn.Module) -> Any:
+    found = groups_and_scores(model)
+    return prunella.analyze(model, *found, judged, metric="size", higher_is_better=True)
+
+
+def data(model: nn.Module) -> prunella.Calibration:
+    return prunella.Calibration([((X.to(next(model.parameters()).device),), {})])
+
+
+CALLS: dict[str, Callable[[nn.Module], Any]] = {
+    "score": lambda m: prunella.score(m, groups_and_scores(m)[0]),
+    "analyze": analyzed,
+    "estimate": lambda m: prunella.estimate(m, *groups_and_scores(m), data(m)),
+    "reconstruct": lambda m: prunella.reconstruct(m, *groups_and_scores(m), data(m)),
+    "mask": lambda m: prunella.mask(m, planned(m)),
+    "transform": lambda m: prunella.transform(m, planned(m)),
+    "compensate": lambda m: prunella.compensate(m, planned(m), data(m)),
+    "prune": lambda m: prunella.prune(m, X.to("meta"), macs=0.5),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_needs_numbers_says_so_on_the_meta_device(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"`0.weight` is on the meta device, .*load the weights"):
+        CALLS[name](net().to("meta"))
+
+
+def test_what_needs_none_works_on_the_meta_device(tmp_path: Path) -> None:
+    model = net().to("meta")
+    plan = planned(model)
+    assert plan == planned(net())
+    pruned = prunella.transform(model, plan, certify=False)
+    assert pruned[0].weight.is_meta
+    with pytest.raises(ConfigError, match=r"and saving needs its numbers"):
+        prunella.save(pruned, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["analyze", "estimate"])
+def test_what_changes_weights_says_so_of_those_made_in_inference_mode(name: str) -> None:
+    with torch.inference_mode():
+        model = net()
+    with pytest.raises(ConfigError, match=r"`0.weight` was made under .*outside of it"):
+        CALLS[name](model)
+
+
+@pytest.mark.parametrize("state", ["training", "frozen"])
+@pytest.mark.parametrize("calibration", [None, [X]])
+def test_mode_and_frozen_parameters_change_nothing(state: str, calibration: Any) -> None:
+    wanted = prunella.prune(net().eval(), X, macs=0.5, calibration=calibration)
+    model = net().train() if state == "training" else net().eval().requires_grad_(False)
+    found = prunella.prune(model, X, macs=0.5, calibration=calibration)
+    assert found.plan == wanted.plan
+    assert found.model.training == (state == "training")
+    assert all(p.requires_grad == (state == "training") for p in found.model.parameters())
+    for one, other in zip(found.model.parameters(), wanted.model.parameters(), strict=True):
+        assert torch.equal(one, other)
