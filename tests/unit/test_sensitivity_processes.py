@@ -134,7 +134,7 @@ def alive(process: int) -> bool:
 
 
 def test_workers_that_cannot_be(setup: Setup) -> None:
-    with pytest.raises(ConfigError, match="at least one process"):
+    with pytest.raises(ConfigError, match="a whole number of processes measures, at least one"):
         run(setup, workers=0)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -120,8 +120,8 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
     ratios = tuple(float(ratio) for ratio in ratios)
     check_ratios(ratios)
     check_scores(groups, scores)
-    check_numbers(model, "measuring sensitivity", changing=True)
     check_workers(workers, model)
+    check_numbers(model, "measuring sensitivity", changing=True)
     if together:
         check_ranks(workers)
     judge = evaluate if confidence is None else _settling(evaluate, confidence)
