@@ -101,7 +101,6 @@ def test_values_as_typed_on_a_command_line(key: str, text: str, value: object) -
     [
         ("budget.mac", "0.5", "there is no setting `budget.mac`. Did you mean `budget.macs`?"),
         ("buget.macs", "0.5", "there is no setting `buget`. Did you mean `budget`?"),
-        ("budget.macs", "true", "`budget.macs`: this is no switch, it takes a number; got true"),
         ("budget.macs", "-1", "`budget`: macs is a share of the dense model"),
         ("budget.latency", "8", "a time with its unit ('8ms', '0.2 s'), got 8"),
         ("budget.latency", "1.5", "latency is a share of the dense model's in (0, 1]"),
