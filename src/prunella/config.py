@@ -500,7 +500,7 @@ def _set(data: dict[str, Any], key: str, value: object) -> None:
 
 def _literal(key: str, text: str) -> object:
     kind = _kind(key)
-    if _plain(kind) == {str} and get_origin(kind) is not tuple:
+    if _plain(kind) == {str} and not _is_list(kind):
         return text
     try:
         value: object = tomllib.loads(f"value = {text}")["value"]
@@ -520,6 +520,10 @@ def _kind(key: str) -> object:
     outer = Config.model_fields.get(section)
     inner = getattr(outer and outer.annotation, "model_fields", {}).get(name)
     return None if inner is None else inner.annotation
+
+
+def _is_list(kind: object) -> bool:
+    return get_origin(kind) is tuple or any(map(_is_list, get_args(kind)))
 
 
 def _plain(kind: object) -> set[object]:

@@ -1,7 +1,6 @@
 """The pruned model of a run, or a saved one, handed to other programs."""
 
 import logging
-import math
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -96,8 +95,6 @@ def export(
     kind = target(wanted.to)
     if wanted.batch < 1:
         raise ConfigError(f"`batch` must be at least 1, got batch={wanted.batch}")
-    if not 0 <= wanted.max_drop < math.inf:  # of nan it would be true that no drop is larger
-        raise ConfigError(f"`max_drop` must be a number from 0, got max_drop={wanted.max_drop}")
     if wanted.int8 and wanted.to != "onnx":
         raise ConfigError(
             f"int8 goes through ONNX Runtime's quantisation, not `{wanted.to}`. Use `--to onnx`"
