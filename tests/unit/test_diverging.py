@@ -2,7 +2,7 @@
 
 import math
 from collections import namedtuple
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -168,6 +168,29 @@ def test_finite() -> None:
     assert finite({"a": [torch.ones(2), torch.arange(3)], "b": "text"})
     assert finite("nothing to look at")
     assert not finite((torch.ones(2), torch.tensor([1.0, math.nan])))
+    assert not finite([torch.ones(2), torch.tensor([[1.0, -math.inf]], dtype=torch.bfloat16)])
+    assert finite(torch.full((999,), 3e38))  # though their sum is not
+    assert not finite(torch.tensor([1.0, complex(0, math.inf)]).conj())
+    assert finite((torch.empty(0, 3), torch.ones(()).requires_grad_()))
+
+
+RARE: dict[str, Callable[[], Tensor]] = {
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "8 bits": lambda: torch.ones(2).to(torch.float8_e4m3fn),
+}
+
+
+@pytest.mark.parametrize("kind", RARE)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_outputs_that_cannot_be_told_are_left_to_the_metric(kind: str) -> None:
+    class Rare(nn.Linear):
+        def forward(self, points: Tensor) -> Tensor:
+            return RARE[kind]()
+
+    metric = Metric("batches", True, lambda pairs: float(sum(1 for _ in pairs)))
+    task = replace(small_task(), metric=metric)
+    assert tasks.evaluate(Rare(2, 2), task, "valid") > 0
 
 
 class Wrapped(nn.Module):

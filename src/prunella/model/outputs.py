@@ -27,8 +27,11 @@ def tensors_in(output: Any) -> Iterator[Tensor]:
 
 
 def finite(output: Any) -> Tensor:
-    """Tell, in a tensor on the output's device, whether all its numbers are finite."""
-    found = [tensor.isfinite().all() for tensor in tensors_in(output) if _floating(tensor)]
+    """Tell, in a tensor on the output's device, whether all its numbers are finite.
+
+    What cannot be told (sparse and nested tensors, floats of 8 bits) passes for finite.
+    """
+    found = [_is_finite(tensor) for tensor in tensors_in(output) if _has_extremes(tensor)]
     return (
         torch.stack([one.to(found[0].device) for one in found]).all()
         if found
@@ -59,5 +62,18 @@ def in_float32(output: Any) -> Any:
     return made
 
 
-def _floating(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
+def _is_finite(tensor: Tensor) -> Tensor:
+    # NaN is the extreme of all it is among. `isfinite().all()` is ten times as slow.
+    real = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    return torch.stack(real.detach().aminmax()).isfinite().all()
+
+
+def _has_extremes(tensor: Tensor) -> bool:
+    """Say whether there are numbers to look at; torch finds none in 8 bits, or in other layouts."""
+    return (
+        (tensor.is_floating_point() or tensor.is_complex())
+        and tensor.element_size() > 1
+        and not tensor.is_nested
+        and tensor.layout == torch.strided
+        and tensor.numel() > 0
+    )
