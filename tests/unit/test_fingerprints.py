@@ -162,6 +162,26 @@ def test_hashing_a_batch_reads_no_generator() -> None:
     assert list(given) == [1, 2]
 
 
+def graph(value: int) -> list[Any]:
+    """Make nodes that all know one another: too many ways to go them all."""
+    nodes = [Plain(value=0) for _ in range(30)]
+    for node in nodes:
+        node.near = [other for other in nodes if other is not node]
+    nodes[-1].value = value
+    return nodes
+
+
+def test_objects_that_know_one_another() -> None:
+    assert fingerprint(graph(1)) == fingerprint(graph(1))
+    assert fingerprint(graph(1)) != fingerprint(graph(2))
+
+
+def test_members_of_a_set_come_in_any_order() -> None:
+    nodes = graph(1)
+    assert fingerprint(set(nodes)) == fingerprint(set(graph(1)))
+    assert fingerprint(set(nodes[:-1]) | {0}) != fingerprint(set(nodes))
+
+
 def test_deep_nesting_is_no_error() -> None:
     deep: list[Any] = []
     for _ in range(5000):

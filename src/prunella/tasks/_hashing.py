@@ -1,7 +1,8 @@
 """Hash what a batch holds, whatever it is made of: contents, never places in memory."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -9,43 +10,56 @@ import torch
 from torch import Tensor
 
 Update = Callable[[bytes], None]
+Seen = MutableMapping[int, tuple[int, Any]]
+"""By its `id`, when an object was met, and the object: held, or another would get its place."""
 
 _TOLD_BY_REPR = (bool, int, float, complex, type(None))
 _DEEPEST = 100  # levels of containers; what is below is told by its type
 
 
-def absorb(update: Update, value: Any, above: tuple[Any, ...] = ()) -> None:
+def absorb(update: Update, value: Any, seen: Seen | None = None, depth: int = 0) -> None:
     """Hash a value: equal contents hash equal in every process, and other contents differ.
 
     An object is taken apart as pickle and copy would take it, so that its class decides what
-    belongs to it. What cannot be taken apart (a lock, an open file) is told by its type alone.
+    belongs to it, and as there once only: objects that know one another (the nodes of a graph) have
+    too many ways from one to the next. What cannot be taken apart (a lock, an open file) is told by
+    its type alone.
 
     Args:
         update: Takes the bytes.
-        value: Any tree of containers and leaves.
-        above: The containers that it is in.
+        value: Anything: containers, objects and leaves.
+        seen: The containers and objects met before.
+        depth: How many of them the value is in.
     """
+    seen = {} if seen is None else seen
     if isinstance(value, Tensor):
         _absorb_tensor(update, value)
     elif isinstance(value, np.ndarray | np.generic):
-        _absorb_array(update, np.asarray(value), above)
+        _absorb_array(update, np.asarray(value), seen, depth)
     elif type(value) in _TOLD_BY_REPR:
         _tell(update, type(value).__name__, repr(value).encode())
     elif type(value) is str:
         _tell(update, "text", value.encode("utf-8", "surrogatepass"))
     elif isinstance(value, bytes | bytearray | memoryview):
         _tell(update, "bytes", bytes(value))
-    elif any(value is one for one in above):
-        depth = next(depth for depth, one in enumerate(above) if value is one)
-        _tell(update, "again", str(depth).encode())
-    elif isinstance(value, set | frozenset):
-        _tell(update, "set", b"".join(sorted(_digest(item, (*above, value)) for item in value)))
+    elif id(value) in seen:
+        _tell(update, "again", str(seen[id(value)][0]).encode())
     else:
-        parts = _parts(value) if len(above) < _DEEPEST else None
-        size = "unknown" if parts is None else len(parts)
-        _tell(update, f"object of size {size}", type(value).__qualname__.encode())
-        for part in parts or ():
-            absorb(update, part, (*above, value))
+        if type(value) is not tuple:  # equal ones may be one and the same, or not
+            seen[id(value)] = len(seen), value
+        _absorb_object(update, value, seen, depth)
+
+
+def _absorb_object(update: Update, value: Any, seen: Seen, depth: int) -> None:
+    if isinstance(value, set | frozenset):
+        digests = sorted(_digest(item, seen, depth + 1) for item in value)
+        _tell(update, "set", b"".join(digests))
+        return
+    parts = _parts(value) if depth < _DEEPEST else None
+    size = "unknown" if parts is None else len(parts)
+    _tell(update, f"object of size {size}", type(value).__qualname__.encode())
+    for part in parts or ():
+        absorb(update, part, seen, depth + 1)
 
 
 def _tell(update: Update, kind: str, data: bytes) -> None:
@@ -54,9 +68,10 @@ def _tell(update: Update, kind: str, data: bytes) -> None:
     update(data)
 
 
-def _digest(value: Any, above: tuple[Any, ...]) -> bytes:
+def _digest(value: Any, seen: Seen, depth: int) -> bytes:
     hasher = hashlib.sha256()
-    absorb(hasher.update, value, above)
+    # What other members have met tells nothing: they come in any order.
+    absorb(hasher.update, value, ChainMap({}, seen), depth)
     return hasher.digest()
 
 
@@ -82,12 +97,12 @@ def _absorb_tensor(update: Update, value: Tensor) -> None:
         _tell(update, what, flat.numpy().tobytes())
 
 
-def _absorb_array(update: Update, value: np.ndarray, above: tuple[Any, ...]) -> None:
+def _absorb_array(update: Update, value: np.ndarray, seen: Seen, depth: int) -> None:
     what = f"array {value.shape} {value.dtype}"
     if value.dtype.hasobject:
         _tell(update, what, b"objects")
         for item in value.ravel().tolist():
-            absorb(update, item, (*above, value))
+            absorb(update, item, seen, depth + 1)
     else:
         _tell(update, what, value.tobytes())
 
