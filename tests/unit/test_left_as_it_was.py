@@ -9,8 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import prunella
+from prunella.model.modes import evaluating
 
 BATCHES = list(torch.randn(24, 6, generator=torch.Generator().manual_seed(1)).split(8))
 
@@ -173,3 +175,120 @@ def test_what_comes_back_has_remembered_nothing(kind: type[nn.Module]) -> None:
     found = {n: b for n, b in result.model.named_buffers() if n in kept}
     assert found
     assert all(torch.equal(b, dict(model.named_buffers())[n]) for n, b in found.items())
+
+
+class Growing(nn.Module):
+    """Makes a table as long as what comes in, and remembers how long it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.length = 2
+        self.register_buffer("table", torch.ones(2), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.length:
+            self.length = len(x)
+            self.register_buffer("table", torch.ones(len(x)), persistent=False)
+        return x * self.table[: len(x)]
+
+
+class Late(nn.Module):
+    """Makes what it needs when it runs for the first time."""
+
+    ready = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.ready:
+            self.register_buffer("made", torch.ones(len(x)))
+            self.ready = True
+        return x * self.made
+
+
+class Begun(nn.Module):
+    """Fills what is there when it runs for the first time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = False
+        self.register_buffer("filled", torch.zeros(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.begun:
+            self.filled.fill_(1.0)
+            self.begun = True
+        return x * self.filled
+
+
+@pytest.mark.parametrize("kind", [Growing, Late, Begun])
+def test_what_goes_with_a_buffer_goes_back_with_it(kind: type[nn.Module]) -> None:
+    model, x = kind(), torch.arange(5.0)
+    for _ in range(2):
+        with evaluating(model):
+            assert torch.equal(model(x), x)
+    assert {n: b.tolist() for n, b in model.named_buffers()} == {
+        n: b.tolist() for n, b in kind().named_buffers()
+    }
+    assert torch.equal(model(x), x)
+
+
+def test_a_buffer_that_two_modules_share() -> None:
+    model = nn.ModuleList([Begun(), Begun()])
+    model[1].filled = model[0].filled
+    x = torch.arange(5.0)
+    with evaluating(model):
+        model[1](model[0](x))
+    assert [module.begun for module in model] == [False, False]
+    assert torch.equal(model[1](model[0](x)), x)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripted_modules() -> None:
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+            self.register_buffer("last", torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.last = x
+            return x + 1
+
+    model = nn.Sequential(nn.Linear(3, 3), torch.jit.script(Counted()))
+    with evaluating(model):
+        model(torch.ones(2, 3))
+    assert float(model[1].calls) == 0
+    assert model[1].last.tolist() == [0]
+
+
+def test_lazy_modules_are_made_by_the_first_run() -> None:
+    model = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d())
+    with evaluating(model):
+        wanted = model(torch.ones(2, 3))
+    assert torch.equal(model.eval()(torch.ones(2, 3)), wanted)
+
+
+RARE: dict[str, Callable[[], Tensor]] = {
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "quantized": lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+    "expanded": lambda: torch.ones(1).expand(4),
+    "nan": lambda: torch.full((2,), torch.nan),
+}
+
+
+@pytest.mark.parametrize("kind", RARE)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_rare_kinds_of_buffers(kind: str) -> None:
+    model, buffer = nn.Linear(3, 3), RARE[kind]()
+    model.register_buffer("rare", buffer)
+    with evaluating(model):
+        model(torch.ones(2, 3))
+    assert model.rare is buffer
+
+
+def test_a_model_without_numbers() -> None:
+    with FakeTensorMode():
+        model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+        with evaluating(model):
+            assert model(torch.ones(2, 3)).shape == (2, 3)

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     caller's random numbers go on where they were, whatever the model drew.
     """
     flags = {module: module.training for module in model.modules()}
-    cuda = {t.device.index for t in model.parameters() if t.device.type == "cuda"}
+    held = (*model.parameters(), *model.buffers())
+    cuda = {tensor.device.index for tensor in held if tensor.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(cuda)), buffers_kept(model):
         model.eval()
         try:
@@ -34,51 +35,100 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Undo what a forward writes into buffers, in any mode: calls it counts, what it remembers.
 
-    A buffer may be written to, replaced, resized or first made. One that was moved to another
-    device or type meanwhile, by whoever moved the model, stays there.
+    A buffer may be written to, replaced, resized or first made. The module's other attributes then
+    go back with it, as they may say that it is there, or how long it is. One that was moved to
+    another device or type meanwhile, by whoever moved the model, stays there.
     """
-    saved = [(module, dict(module._buffers)) for module in model.modules()]
+    saved = [
+        _Saved(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()
+    ]
     values = {
         id(buffer): buffer.detach().clone()
-        for _, buffers in saved
-        for buffer in buffers.values()
+        for one in saved
+        for buffer in one.buffers.values()
         if _has_numbers(buffer)
     }
     try:
         yield
     finally:
-        with torch.no_grad():
-            for module, buffers in saved:
-                now = dict(module._buffers)
-                module._buffers.clear()
-                for name, buffer in buffers.items():
-                    module._buffers[name] = _put_back(buffer, now.get(name), values)
+        # Two modules may share a buffer: all are looked at before the first is put back.
+        for one in [one for one in saved if _is_changed(one, values)]:
+            _put_back(one, values)
+
+
+class _Saved(NamedTuple):
+    """A module, and what it held."""
+
+    module: nn.Module
+    attributes: dict[str, Any]
+    buffers: dict[str, Tensor | None]
 
 
 def _has_numbers(buffer: Tensor | None) -> TypeGuard[Tensor]:
     return (
         buffer is not None
         and not is_lazy(buffer)
+        and not buffer.is_nested
         and buffer.layout == torch.strided
         and has_memory(buffer)
     )
 
 
-def _put_back(
+def _is_changed(saved: _Saved, values: Mapping[int, Tensor]) -> bool:
+    now = dict(saved.module._buffers)
+    places = _places(saved, values)
+    return (
+        now.keys() != places.keys()
+        or any(now[name] is not place for name, place in places.items())
+        or any(not _holds(place, value) for place, value in _numbers(saved, places, values))
+    )
+
+
+def _put_back(saved: _Saved, values: Mapping[int, Tensor]) -> None:
+    module, places, now = saved.module, _places(saved, values), dict(saved.module._buffers)
+    with torch.no_grad():
+        for place, value in _numbers(saved, places, values):
+            if place.shape != value.shape:
+                place.data = value.to(place)
+            elif not _holds(place, value):  # else it would count as written to
+                place.copy_(value)
+    for name in vars(module).keys() - saved.attributes.keys():
+        del vars(module)[name]
+    vars(module).update(saved.attributes)
+    # One by one: the buffers of a scripted module are no dict.
+    for name in now.keys() - places.keys():
+        del module._buffers[name]
+    for name, buffer in places.items():
+        if name not in now or now[name] is not buffer:
+            module._buffers[name] = buffer
+
+
+def _places(saved: _Saved, values: Mapping[int, Tensor]) -> dict[str, Tensor | None]:
+    """Return the buffers that were there, or what they were moved to."""
+    now = dict(saved.module._buffers)
+    return {name: _moved(buffer, now.get(name), values) for name, buffer in saved.buffers.items()}
+
+
+def _moved(
     before: Tensor | None, now: Tensor | None, values: Mapping[int, Tensor]
 ) -> Tensor | None:
-    """Return the buffer that was there, or what it was moved to, with the numbers it had."""
-    if before is None or id(before) not in values:
+    if before is None or now is None or now.is_meta or id(before) not in values:
         return before
-    moved = now is not None and (now.device, now.dtype) != (before.device, before.dtype)
-    value = values[id(before)]
-    kept = now if now is not None and moved and not now.is_meta else before
-    value = value.to(kept)
-    if kept.shape != value.shape:
-        kept.data = value
-    elif not torch.equal(kept, value):  # else it would count as written to
-        kept.copy_(value)
-    return kept
+    return now if (now.device, now.dtype) != (before.device, before.dtype) else before
+
+
+def _numbers(
+    saved: _Saved, places: Mapping[str, Tensor | None], values: Mapping[int, Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the buffers that had numbers, and these."""
+    for name, place in places.items():
+        value = values.get(id(saved.buffers[name]))
+        if place is not None and value is not None:
+            yield place, value
+
+
+def _holds(buffer: Tensor, value: Tensor) -> bool:
+    return buffer.shape == value.shape and torch.equal(buffer, value.to(buffer))
 
 
 @contextmanager
