@@ -82,6 +82,12 @@ def test_what_changes_weights_says_so_of_those_made_in_inference_mode(name: str)
         CALLS[name](model)
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["analyze", "estimate"])
+def test_all_of_it_may_be_in_inference_mode(name: str) -> None:
+    CALLS[name](net())
+
+
 @pytest.mark.parametrize("state", ["training", "frozen"])
 @pytest.mark.parametrize("calibration", [None, [X]])
 def test_mode_and_frozen_parameters_change_nothing(state: str, calibration: Any) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import psutil
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from prunella.errors import ConfigError
 
@@ -42,8 +43,10 @@ def device_of(model: nn.Module) -> torch.device:
 
 def has_memory(tensor: Tensor) -> bool:
     """Say whether a tensor's elements are there, which is not so on the meta device."""
+    if tensor.is_meta or isinstance(tensor, FakeTensor):
+        return False
     size = tensor.numel() * tensor.element_size()
-    return not tensor.is_meta and (size == 0 or tensor.untyped_storage().nbytes() > 0)
+    return size == 0 or tensor.untyped_storage().nbytes() > 0
 
 
 def check_numbers(model: nn.Module, doing: str, *, changing: bool = False) -> None:
@@ -61,7 +64,7 @@ def check_numbers(model: nn.Module, doing: str, *, changing: bool = False) -> No
                 "first. To trace, couple, count costs and allocate with scores of your own, none "
                 "are needed"
             )
-        if changing and tensor.is_inference():
+        if changing and tensor.is_inference() and not torch.is_inference_mode_enabled():
             raise ConfigError(
                 f"`{name}` was made under torch.inference_mode(), and {doing} changes it for a "
                 "while: make or load the model outside of it"
