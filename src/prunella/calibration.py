@@ -48,7 +48,9 @@ def calibration(data: Data, inputs: int = 1, device: torch.device | str = "cpu")
     """
     if isinstance(data, Calibration):
         _check(data.batches)
-        return replace(data, batches=[_differentiable(batch) for batch in data.batches])
+        if any(_made_in_inference(batch) for batch in data.batches):
+            return replace(data, batches=[_differentiable(batch) for batch in data.batches])
+        return data
     if isinstance(data, str | bytes | Mapping):
         raise ConfigError(
             f"calibration data are batches (a list or a loader), got a {type(data).__name__}"
@@ -114,6 +116,10 @@ def _arguments(batch: Any, inputs: int, device: torch.device | str) -> Arguments
         )
     moved: Arguments = pytree.tree_map_only(Tensor, lambda t: t.to(device), (args, kwargs))
     return _differentiable(moved)
+
+
+def _made_in_inference(batch: Arguments) -> bool:
+    return any(isinstance(t, Tensor) and t.is_inference() for t in pytree.tree_leaves(batch))
 
 
 def _differentiable(batch: Arguments) -> Arguments:

@@ -1,6 +1,8 @@
 """What users hand in that is a little off: lone samples, odd numbers, one name for a list."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from torch import nn
 
 import prunella
 from prunella.allocating.allocation import allocate_and_bound
+from prunella.calibration import calibration
 from prunella.errors import BudgetError, ConfigError, NothingToPruneError
 
 
@@ -52,6 +55,18 @@ def test_single_samples_repair_as_well_as_one_batch() -> None:
         with torch.no_grad():
             errors.append(float((pruned(images) - net(images)).square().mean()))
     assert errors[1] < 1.5 * errors[0]
+
+
+def test_calibration_that_is_read_as_it_is_needed_stays_so() -> None:
+    class Reading(Sequence[Any]):
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: Any) -> Any:
+            return ((range(3)[index] + torch.rand(2, 3),), {})
+
+    data = prunella.Calibration(Reading())
+    assert calibration(data) is data
 
 
 def test_calibration_that_is_no_number_or_empty_is_named() -> None:
@@ -200,6 +215,15 @@ def test_multiples_that_leave_no_choice_are_named(caplog: pytest.LogCaptureFixtu
 def test_multiples_are_whole_numbers(odd: float) -> None:
     with pytest.raises(ConfigError, match="multiple_of is a whole number"):
         prunella.prune(convs(8), IMAGE, macs=0.5, multiple_of=odd)
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
+    def plan(kind: Any) -> prunella.Plan:
+        options = {"candidates": kind(2), "seed": kind(1), "workers": kind(1)}
+        data = list(torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)).split(4))
+        return prunella.prune(convs(16, 16), data[0], macs=0.5, calibration=data, **options).plan
+
+    assert plan(np.int64) == plan(int)
 
 
 def test_a_regular_expression_that_is_none_is_named() -> None:

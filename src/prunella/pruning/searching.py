@@ -113,9 +113,9 @@ def check_search(
     candidates: int, seed: int, workers: int, seconds: float | None, model: nn.Module
 ) -> None:
     """Raise `ConfigError` where there can be no such search."""
-    if not isinstance(candidates, int) or candidates < 1:
+    if not isinstance(candidates, int | np.integer) or candidates < 1:
         raise ConfigError(f"a whole number of plans is made, at least one, got {candidates=}")
-    if not isinstance(seed, int) or seed < 0:
+    if not isinstance(seed, int | np.integer) or seed < 0:
         raise ConfigError(f"plans are drawn with a seed that is a whole number >= 0, got {seed=}")
     if seconds is not None and not seconds > 0:
         raise ConfigError(f"`seconds` is how long plans are tried, > 0, got {seconds}")

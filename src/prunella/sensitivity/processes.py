@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -26,7 +27,7 @@ def check_workers(workers: int, model: nn.Module) -> None:
 
     They are forked, so that everything the user's function needs is there, and nothing is sent.
     """
-    if not isinstance(workers, int) or workers < 1:
+    if not isinstance(workers, int | np.integer) or workers < 1:
         raise ConfigError(f"a whole number of processes measures, at least one, got {workers=}")
     if workers == 1:
         return
