@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunella.finetuning.loop import digest
+from prunella.model.structure import weights_digest
 
 
 class Remembering(nn.Module):
@@ -26,7 +26,7 @@ class Remembering(nn.Module):
         self.network = network
         folder = Path(tempfile.gettempdir()) / "prunella-accuracy"
         folder.mkdir(exist_ok=True)
-        name = f"logits-{digest(network)[:16]}-{torch.__version__}.sqlite"
+        name = f"logits-{weights_digest(network)[:16]}-{torch.__version__}.sqlite"
         # Two trainings at once write it in turn.
         self._file = sqlite3.connect(folder / name, timeout=60, isolation_level=None)
         self._file.execute("pragma journal_mode=wal")

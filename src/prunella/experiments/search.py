@@ -18,8 +18,8 @@ from prunella.errors import ConfigError, TaskError
 from prunella.experiments.halving import ranked, rungs, total_epochs
 from prunella.experiments.ledger import Experiment, Ledger
 from prunella.finetuning import DECAYS, Decay, DivergedError, Finetuned, Moments, Recipe, finetune
-from prunella.finetuning.loop import digest
 from prunella.finetuning.moments import digest_moments
+from prunella.model.structure import weights_digest
 from prunella.plan import Plan
 from prunella.progress import Progress, or_silent
 from prunella.tasks import Task
@@ -169,8 +169,8 @@ def search(  # noqa: PLR0913
         "recipe": asdict(space.recipe),
         "points": space.points,
         "task": task.name,
-        "model": digest(model),
-        "teacher": digest(teacher) if teacher is not None and space.recipe.taught else None,
+        "model": weights_digest(model),
+        "teacher": weights_digest(teacher) if teacher is not None and space.recipe.taught else None,
         "plan": plan and hashlib.sha256(plan.to_json().encode()).hexdigest(),
         "moments": digest_moments(moments) if moments and space.recipe.carry_state else None,
         **({} if data is None else {"data": dict(data)}),

@@ -35,7 +35,7 @@ from prunella.finetuning.schedule import factor
 from prunella.model.blame import own_line
 from prunella.model.examples import samples_in
 from prunella.model.modes import evaluating
-from prunella.model.structure import tensors
+from prunella.model.structure import tensors, weights_digest
 from prunella.plan import Plan
 from prunella.progress import Progress, or_silent
 from prunella.tasks import NotFiniteError, Task, evaluate, open_split, positional, to_device
@@ -104,8 +104,8 @@ def finetune(  # noqa: PLR0913
         {
             "recipe": asdict(recipe),
             "task": task.name,
-            "model": digest(model),
-            "teacher": teacher and digest(teacher),
+            "model": weights_digest(model),
+            "teacher": teacher and weights_digest(teacher),
             "plan": plan and hashlib.sha256(plan.to_json().encode()).hexdigest(),
             "moments": moments and digest_moments(moments),
             "processes": accelerator.num_processes,
@@ -456,13 +456,3 @@ def _from_main(accelerator: Accelerator, value: Any) -> Any:
     if accelerator.num_processes == 1:
         return value
     return broadcast_object_list([value])[0]
-
-
-def digest(model: nn.Module) -> str:
-    """Hash every parameter and buffer of a model, names and values."""
-    hasher = hashlib.sha256()
-    for name, value in sorted(tensors(model).items()):
-        plain = value.detach().cpu().contiguous()
-        hasher.update(f"{name}{tuple(plain.shape)}{plain.dtype}".encode())
-        hasher.update(plain.flatten().view(torch.uint8).numpy().tobytes())
-    return hasher.hexdigest()

@@ -1,6 +1,5 @@
 """What an optimizer remembers of past gradients, by parameter, and how a prune cuts it."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from prunella.errors import ConfigError
 from prunella.masking.slicing import take
+from prunella.model.structure import hashed
 from prunella.plan import Plan
 
 Moments = Mapping[str, Mapping[str, Tensor]]
@@ -95,11 +95,7 @@ def remember(model: nn.Module, optimizer: torch.optim.Optimizer, moments: Moment
 
 def digest_moments(moments: Moments) -> str:
     """Hash names and values."""
-    hasher = hashlib.sha256()
-    for name, value in sorted(_flat(moments).items()):
-        hasher.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        hasher.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return hasher.hexdigest()
+    return hashed(_flat(moments))
 
 
 def write_moments(moments: Moments, path: Path) -> None:

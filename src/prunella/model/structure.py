@@ -91,7 +91,12 @@ def hashed(named: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Fingerprint all parameters and buffers of a model."""
+    return hashed(tensors(model))
 
 
 def digest(shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import logging
 import math
@@ -25,7 +24,7 @@ from prunella.finetuning.feeding import Feed, own_randomness, seed_all
 from prunella.graph import Graph
 from prunella.latency import LatencyModel
 from prunella.model.devices import device_named
-from prunella.model.structure import tensors
+from prunella.model.structure import weights_digest
 from prunella.pipeline.defaults import suggested
 from prunella.pipeline.peers import peers
 from prunella.pipeline.profiling import profiled
@@ -237,16 +236,6 @@ def own_chance(seed: int, device: torch.device) -> Iterator[None]:
     with own_randomness(device):
         seed_all(seed)
         yield
-
-
-def weights_digest(model: nn.Module) -> str:
-    """Hash the names, types, shapes and bits of all parameters and buffers."""
-    hasher = hashlib.sha256()
-    for name, tensor in sorted(tensors(model).items()):
-        plain = tensor.detach().cpu().contiguous()
-        hasher.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
-        hasher.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return hasher.hexdigest()
 
 
 def data_digest(task: Task, split: Split, batches: int = FINGERPRINT_BATCHES) -> str:

@@ -15,8 +15,8 @@ from prunella.costs.latency import Latency, compare, speedup
 from prunella.errors import CertificateError
 from prunella.latency.meeting import Met, judged
 from prunella.model.carrying import plan_of
-from prunella.model.structure import digest_of, tensors
-from prunella.pipeline.context import Context, data_digest, weights_digest
+from prunella.model.structure import digest_of, tensors, weights_digest
+from prunella.pipeline.context import Context, data_digest
 from prunella.pipeline.remembering import Made, remembered
 from prunella.pipeline.slots import Slot
 from prunella.pipeline.stages import kept_of

@@ -10,7 +10,8 @@ from typing import Any
 from prunella.experiments import Experiment, Space, search
 from prunella.finetuning import Decay, Recipe, cut_moments
 from prunella.finetuning.moments import read_moments, strangers, write_moments
-from prunella.pipeline.context import Context, weights_digest
+from prunella.model.structure import weights_digest
+from prunella.pipeline.context import Context
 from prunella.pipeline.defaults import suggested
 from prunella.pipeline.remembering import Made, remembered
 from prunella.pipeline.slots import Slot

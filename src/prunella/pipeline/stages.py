@@ -14,8 +14,9 @@ from prunella import sensitivity as analysis
 from prunella.allocating import allocate
 from prunella.masking import mask
 from prunella.model.carrying import plan_of
+from prunella.model.structure import weights_digest
 from prunella.pipeline.budgets import shares
-from prunella.pipeline.context import DRAWS, Context, own_chance, share_of, threads, weights_digest
+from prunella.pipeline.context import DRAWS, Context, own_chance, share_of, threads
 from prunella.pipeline.remembering import Made, remembered
 from prunella.pipeline.repairing import ranking, repaired
 from prunella.pipeline.slots import Slot, forget_after

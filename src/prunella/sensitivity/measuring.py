@@ -20,7 +20,7 @@ from prunella.errors import ConfigError, TaskError
 from prunella.journal import Journal
 from prunella.masking import zeroed
 from prunella.model.modes import buffers_kept, evaluating
-from prunella.model.structure import check_numbers, hashed, tensors
+from prunella.model.structure import check_numbers, hashed, tensors, weights_digest
 from prunella.plan import Group, Groups, Scores, check_scores
 from prunella.repairing.reconstructing import Reconstruction
 from prunella.replaying import Course
@@ -125,7 +125,7 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
     if together:
         check_ranks(workers)
     judge = evaluate if confidence is None else _settling(evaluate, confidence)
-    weights = hashed(tensors(model))
+    weights = weights_digest(model)[:16]
     key = {
         "weights": weights,
         "structure": groups.graph.digest,
