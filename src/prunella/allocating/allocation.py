@@ -240,7 +240,7 @@ def _report(room: Room, plan: Plan, fitted: Fitted) -> None:
     if fitted.damage and fitted.bound is not None:
         gap = (fitted.damage - fitted.bound) / fitted.damage
         if np.isfinite(gap):
-            log.info("predicted damage %.4g, within %.2g%% of the least", fitted.damage, 100 * gap)
+            log.info("predicted damage %.4g, within %.2f%% of the least", fitted.damage, 100 * gap)
     if not used_up(room, plan.after):
         for name, limit in room.limits.items():
             left = written(name, getattr(plan.after, name))
