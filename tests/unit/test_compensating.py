@@ -124,6 +124,16 @@ def test_what_others_compute_already_is_restored_exactly():
     torch.testing.assert_close(result.model(x), model(x), atol=2e-3, rtol=2e-3)
 
 
+def check_rows(mixer, named, x, made):
+    """Compare the rows that a node reads, times its weight laid out, with the rows it makes."""
+    weight = named[mixer.weight]
+    product = rows_read(mixer, x, made, weight.shape[2:], None) @ mixer.matrix(weight).mT
+    if mixer.bias is not None:
+        product = product + named[mixer.bias].reshape(mixer.parts, 1, -1)
+    torch.testing.assert_close(product, rows_made(mixer, made, None))
+    torch.testing.assert_close(mixer.unmatrix(mixer.matrix(weight), weight.shape), weight)
+
+
 def test_rows_times_weight_are_what_the_node_makes(case):
     model, inputs = case
     graph = prunella.trace(model, inputs(2))
@@ -135,13 +145,7 @@ def test_rows_times_weight_are_what_the_node_makes(case):
         made = run_node(node, values)
         mixer = found.get(nodes.index(node))
         if mixer is not None:
-            weight = named[mixer.weight]
-            read = rows_read(mixer, values[input_of(node).name], made[0], weight.shape[2:], None)
-            product = read @ mixer.matrix(weight).mT
-            if mixer.bias is not None:
-                product = product + named[mixer.bias].reshape(mixer.parts, 1, -1)
-            torch.testing.assert_close(product, rows_made(mixer, made[0], None))
-            torch.testing.assert_close(mixer.unmatrix(mixer.matrix(weight), weight.shape), weight)
+            check_rows(mixer, named, values[input_of(node).name], made[0])
             seen.append(mixer.weight)
         return made
 

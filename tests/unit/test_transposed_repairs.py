@@ -7,8 +7,9 @@ from torch import Tensor, nn
 import prunella
 from prunella.graph import Node
 from prunella.model.structure import tensors
-from prunella.repairing.mixing import input_of, mixers, rows_made, rows_read
+from prunella.repairing.mixing import input_of, mixers
 from prunella.replaying import bind, replay, run_node
+from tests.unit.test_compensating import check_rows
 from tests.unit.test_odd_repairs import both, drawn, error
 
 KINDS = {
@@ -38,16 +39,11 @@ def test_rows_times_weight_are_what_is_made(kind: str) -> None:
     graph = prunella.trace(model, x)
     nodes = tuple(graph.nodes)
     (mixer,) = mixers(graph, nodes)
-    named, weight = tensors(model), layer.weight
+    named = tensors(model)
 
     def step(node: Node, values: dict[str, Tensor]) -> object:
         made = run_node(node, values)
-        read = rows_read(mixer, values[input_of(node).name], made[0], weight.shape[2:], None)
-        product = read @ mixer.matrix(weight).mT
-        if mixer.bias is not None:
-            product = product + named[mixer.bias].reshape(mixer.parts, 1, -1)
-        torch.testing.assert_close(product, rows_made(mixer, made[0], None))
-        torch.testing.assert_close(mixer.unmatrix(mixer.matrix(weight), weight.shape), weight)
+        check_rows(mixer, named, values[input_of(node).name], made[0])
         return made
 
     with torch.no_grad():
