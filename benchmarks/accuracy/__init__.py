@@ -4,6 +4,7 @@
     PRUNELLA_DATA=../shared/data python -m benchmarks.accuracy short [--resume] [options]
     PRUNELLA_DATA=../shared/data python -m benchmarks.accuracy ablation [--resume] [options]
     PRUNELLA_DATA=../shared/data python -m benchmarks.accuracy recipes [--resume] [options]
+    PRUNELLA_DATA=../shared/data python -m benchmarks.accuracy rounds [--resume] [options]
     PRUNELLA_DATA=../shared/data python -m benchmarks.accuracy long --seeds 0 [--resume] [options]
 
 `PRUNELLA_DATA` names the folder with CIFAR-10 and the pretrained weights; none of it is part of the
@@ -34,9 +35,11 @@ Protocol, the same for every method:
 task `cifar10`, on the 45,000 training images, 10 epochs of ResNet-20, 5 of ResNet-56. *Distilled*
 from the dense network as is Prunella's default, or *plain*, from the labels alone. Torch-Pruning's
 settings there: its recipe's, and those that were its best before finetuning (`no-finetune`).
-`recipes` finetunes Prunella's alone, half as long, with one setting changed at a time, or pruned in
-two rounds within the same epochs. `long` trains Prunella's ResNet-56 for 25 epochs on all 50,000
-images, as the literature does, at two budgets that are common there.
+`recipes` finetunes Prunella's alone, half as long, with one setting changed at a time. `rounds`
+reaches a budget at once or in three rounds of pruning and finetuning, with the same number of
+epochs in all: 12 of ResNet-20, 6 of ResNet-56; the columns of a row in rounds are of its last.
+`long` trains Prunella's ResNet-56 for 25 epochs on all 50,000 images, as the literature does, at
+two budgets that are common there.
 
 Prunella is called once a budget, all at its defaults: `prunella.prune(model, example, macs=...)`,
 and with `calibration=batches`, which sees no label.

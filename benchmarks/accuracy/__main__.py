@@ -23,6 +23,7 @@ BUDGETS = {
     "short": (50, 60, 75),
     "ablation": (10, 20, 30, 40, 50, 60),
     "recipes": (75,),
+    "rounds": (75, 90),
     "long": (47, 61),
 }
 
@@ -41,6 +42,8 @@ def methods(network: str, options: argparse.Namespace) -> list[Method]:
         return training.methods(network, before, options.epochs, options.limit)
     if options.command == "recipes":
         return training.recipes(network, options.epochs, options.limit)
+    if options.command == "rounds":
+        return training.rounds(network, options.epochs, options.limit)
     if options.command == "long":
         return training.long(network, options.epochs, options.limit)
     if options.command == "ablation":

@@ -12,6 +12,7 @@ SAYS = {
     "short": "Accuracy after short finetuning",
     "ablation": "What each part brings, without finetuning",
     "recipes": "What each part of finetuning brings",
+    "rounds": "One round or three, with as many epochs in all",
     "long": "Accuracy after long finetuning",
 }
 

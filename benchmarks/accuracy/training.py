@@ -1,6 +1,5 @@
 """Short finetuning of what a method left: the same loop, epochs and augmentation for every one."""
 
-import math
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from prunella.tasks.cifar10 import HeldOut
 
 EPOCHS = {"ResNet-20": 10, "ResNet-56": 5}
 LONG = {"ResNet-56": 25}
+ROUNDS = {"ResNet-20": 12, "ResNet-56": 6}
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Training:
         epochs: Passes over the 45,000 training images.
         changed: Settings of the recipe that are not Prunella's or the task's default.
         limit: Only so many training images, to try the program; None for all.
-        halfway: Epochs of these after a first prune, to the root of the share of MACs that may
-            remain; 0: prune once.
+        before: How many of these epochs each round before the last has; every round leaves the same
+            share of the MACs that it finds. Empty: prune once.
         everything: On all 50,000 training images, as in the literature. What is called "held out by
             epoch" in a row is then half of the test images; nothing is chosen by it.
     """
@@ -40,17 +40,22 @@ class Training:
     epochs: int
     changed: tuple[tuple[str, float], ...] = ()
     limit: int | None = None
-    halfway: int = 0
+    before: tuple[int, ...] = ()
     everything: bool = False
+
+    @property
+    def last(self) -> int:
+        """Epochs of the last round."""
+        return self.epochs - sum(self.before)
 
     def __str__(self) -> str:
         """Name it as the tables do."""
         changes = [f"{name} {value:g}" for name, value in self.changed]
         kind = "plain" if self.changed == PLAIN else ", ".join(["distilled", *changes])
-        rounds = f" in rounds of {self.halfway} and {self.epochs - self.halfway}"
+        rounds = f" in rounds of {', '.join(map(str, self.before))} and {self.last}"
         few = f", {self.limit} images" if self.limit else ""
         every = ", all training images" if self.everything else ""
-        return f"{kind}, {self.epochs} epochs{rounds if self.halfway else ''}{every}{few}"
+        return f"{kind}, {self.epochs} epochs{rounds if self.before else ''}{every}{few}"
 
 
 PLAIN = (("distill", 0.0),)
@@ -83,12 +88,23 @@ def recipes(network: str, epochs: int | None, limit: int | None) -> list[Method]
         limit: See `Training`.
     """
     way, count = ours.methods()[-1], epochs or EPOCHS[network] // 2
-    rounds = Training(count, (), limit, halfway=2 * count // 5)
-    found = [
-        replace(way, training=rounds, run=partial(_again, way, rounds)),
-        *(replace(way, training=Training(count, changed, limit)) for changed in CHANGES),
-    ]
-    return [replace(way, seeded=True, recalibrates=False, at=(75,)) for way in found]
+    found = [replace(way, training=Training(count, changed, limit)) for changed in CHANGES]
+    return [replace(way, seeded=True, recalibrates=False) for way in found]
+
+
+def rounds(network: str, epochs: int | None, limit: int | None) -> list[Method]:
+    """List one round, three equal ones, and three of which the last has most of the epochs.
+
+    Args:
+        network: The network.
+        epochs: In place of `ROUNDS`, all rounds together.
+        limit: See `Training`.
+    """
+    way, count = ours.methods()[-1], epochs or ROUNDS[network]
+    trainings = [Training(count, (), limit, (part,) * 2) for part in (count // 3, count // 6)]
+    found = [replace(way, training=Training(count, (), limit))]
+    found += [replace(way, training=each, run=partial(_again, way, each)) for each in trainings]
+    return [replace(way, seeded=True, recalibrates=False) for way in found]
 
 
 def long(network: str, epochs: int | None, limit: int | None) -> list[Method]:
@@ -121,14 +137,18 @@ CHANGES: tuple[tuple[tuple[str, float], ...], ...] = (
 
 
 def _again(way: Method, training: Training, case: Case) -> Iterator[Pruned]:
-    """Prune halfway, train, and prune again."""
+    """Prune in steps, with a training after each but the last."""
+    count = len(training.before) + 1
     for removed in case.budgets:
-        first = 100 - 100 * math.sqrt(case.share(removed))
-        [(_, half)] = way.run(replace(case, budgets=(first,)))
-        begun = replace(training, epochs=training.halfway, halfway=0)
-        half, _ = trained(case, half, replace(way, training=begun), removed)
-        left = case.limit(removed) / prunella.count_macs(half, case.example)
-        [(_, model)] = way.run(replace(case, dense=half, budgets=(100 - 100 * left,)))
+        model = case.dense
+        for number in range(1, count + 1):
+            goal = case.limit(removed) * case.share(removed) ** (number / count - 1)
+            left = goal / prunella.count_macs(model, case.example)
+            [(_, model)] = way.run(replace(case, dense=model, budgets=(100 - 100 * left,)))
+            if number < count:
+                done = training.before[:number]
+                so_far = replace(training, epochs=sum(done), before=done[:-1])
+                model, _ = trained(case, model, replace(way, training=so_far), removed)
         yield removed, model
 
 
@@ -167,8 +187,12 @@ def trained(case: Case, model: nn.Module, method: Method, removed: int) -> tuple
     plain = "".join(c if c.isalnum() else "-" for c in f"{case.network}-{name}")
     held_out: HeldOut = "test" if training.everything else "train"
     task = problem(case.network, case.seed, training.limit, held_out)
-    epochs = training.epochs - training.halfway
-    settings = {**task.settings, "epochs": epochs, "seed": case.seed, **dict(training.changed)}
+    settings = {
+        **task.settings,
+        "epochs": training.last,
+        "seed": case.seed,
+        **dict(training.changed),
+    }
     recipe = Recipe(**settings, precision="bf16")
     teacher: nn.Module | None = None
     if recipe.taught:

@@ -157,7 +157,7 @@ def test_a_row_over_the_budget_is_a_failure(case):
         list(running.measure(case, spender, {(50, False): False}))
 
 
-def test_a_method_in_rounds_prunes_halfway_trains_and_meets_the_budget_of_the_dense(
+def test_a_method_in_rounds_prunes_and_trains_in_turns_and_meets_the_budget_of_the_dense(
     case, monkeypatch
 ):
     shares = []
@@ -171,18 +171,18 @@ def test_a_method_in_rounds_prunes_halfway_trains_and_meets_the_budget_of_the_de
     lengths = []
 
     def trained(case, model, method, removed):
-        lengths.append(method.training.epochs)
+        lengths.append(method.training.last)
         return model, {}
 
     monkeypatch.setattr(training, "trained", trained)
-    rounds = training.Training(10, halfway=4)
+    rounds = training.Training(10, before=(2, 3))
     [(removed, model)] = training._again(
         replace(method("a", training=rounds), run=run), rounds, replace(case, budgets=(50,))
     )
     dense = prunella.count_macs(case.dense, case.example)
     assert removed == 50
-    assert lengths == [4]
-    assert shares == pytest.approx([dense * 0.5**0.5, case.limit(50)])
+    assert lengths == [2, 3]
+    assert shares == pytest.approx([dense * 0.5 ** (1 / 3), dense * 0.5 ** (2 / 3), case.limit(50)])
     assert prunella.count_macs(model, case.example) <= case.limit(50)
 
 
