@@ -188,8 +188,9 @@ class PruneSection(_Section):
     max_ratio: Removed = 0.8
     """No group loses more of its dense channels, unless the budget cannot be met otherwise: a group
     measured alone seems cheap to empty, but what is gone no finetuning brings back."""
-    rounds: int = Field(default=3, ge=1)
-    """Rounds of prune and finetune until the budget, each removing the same share of the rest."""
+    rounds: int = Field(default=1, ge=1)
+    """Rounds of prune and finetune until the budget, each removing the same share of the rest; with
+    as many epochs in all, fewer rounds end better. Where a round misses the floor, there are more."""
     retries: int = Field(default=2, ge=0)
     """How often, in all, a round that missed the floor is tried again with a smaller step."""
 
@@ -209,7 +210,7 @@ class FinetuneSection(_Section):
     """How a pruned model is healed."""
 
     epochs: int | None = Field(default=None, ge=1)
-    """Epochs of one experiment; unset: the task suggests, or else 4."""
+    """Epochs of one experiment; unset: the task suggests, or else 12."""
     last_epochs: int | None = Field(default=None, ge=1)
     """Epochs of one experiment of the last round; unset: as in the others."""
     trials: int = Field(default=3, ge=1)

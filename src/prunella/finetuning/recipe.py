@@ -37,7 +37,7 @@ class Recipe:
         channels_last: Keep 4-dimensional tensors in that memory order, which convolutions like.
     """
 
-    epochs: int = 4
+    epochs: int = 12
     lr: float = 0.01
     decay: Decay = "cosine"
     warmup: float = 0.05
