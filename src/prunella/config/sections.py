@@ -189,8 +189,8 @@ class PruneSection(_Section):
     """No group loses more of its dense channels, unless the budget cannot be met otherwise: a group
     measured alone seems cheap to empty, but what is gone no finetuning brings back."""
     rounds: int = Field(default=1, ge=1)
-    """Rounds of prune and finetune until the budget, each removing the same share of the rest; with
-    as many epochs in all, fewer rounds end better. Where a round misses the floor, there are more."""
+    """Rounds of prune and finetune until the budget, each removing the same share of the rest. With
+    as many epochs in all, fewer end better; where one misses the floor, there are more."""
     retries: int = Field(default=2, ge=0)
     """How often, in all, a round that missed the floor is tried again with a smaller step."""
 
