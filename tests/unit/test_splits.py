@@ -39,16 +39,21 @@ EMPTY = "lambda split: [] if split == '{split}' else whole.data(split)"
 NONE = "lambda split: {'train': whole.data('train'), 'valid': whole.data('valid')}[split]"
 
 
-@pytest.mark.parametrize("verb", ["analyze", "prune", "run"])
+NO_TEST = r"cannot open split `test`: KeyError: 'test'\. The split `test` judges the final"
+EMPTY_TEST = r"loader of split `test` gave no batch.*hold some data out"
+MISSING = [
+    (EMPTY.format(split="train"), "loader of split `train` in epoch 1 gave no batch"),
+    (EMPTY.format(split="valid"), "loader of split `valid` gave no batch"),
+]
+
+
 @pytest.mark.parametrize(
-    ("data", "message"),
+    ("verb", "data", "message"),
     [
-        (NONE, r"cannot open split `test`: KeyError: 'test'\. The split `test` judges the final"),
-        (EMPTY.format(split="test"), r"loader of split `test` gave no batch.*hold some data out"),
-        (EMPTY.format(split="train"), "loader of split `train` in epoch 1 gave no batch"),
-        (EMPTY.format(split="valid"), "loader of split `valid` gave no batch"),
+        ("run", NONE, NO_TEST),
+        ("run", EMPTY.format(split="test"), EMPTY_TEST),
+        *((verb, *case) for verb in ("analyze", "prune", "run") for case in MISSING),
     ],
-    ids=["no test", "empty test", "empty train", "empty valid"],
 )
 def test_a_missing_split_is_found_before_the_model_is_made(
     tmp_path: Path, verb: str, data: str, message: str
@@ -57,6 +62,16 @@ def test_a_missing_split_is_found_before_the_model_is_made(
     with pytest.raises(TaskError, match=message):
         getattr(pipeline, verb)(config)
     assert not (tmp_path / "run/baseline.json").exists()
+
+
+def test_what_tests_nothing_needs_no_test_split(tmp_path: Path) -> None:
+    config = settings(tmp_path, NONE)
+    pipeline.analyze(config)
+    pipeline.prune(config)
+    pipeline.finetune(config)
+    with pytest.raises(TaskError, match=r"open split `test`.*Untested, the final model is in `"):
+        pipeline.transform(config)
+    assert (tmp_path / "run/final/plan.json").exists()
 
 
 def test_batches_that_the_task_cannot_read_are_found_as_well(tmp_path: Path) -> None:
@@ -70,7 +85,8 @@ def test_what_fails_only_when_tested_leaves_the_final_model(tmp_path: Path) -> N
         "lambda split: (b if i < 2 else 1 / 0 for i, b in enumerate(whole.data('test')))"
         " if split == 'test' else whole.data(split)"
     )
-    with pytest.raises(TaskError, match="split `test` raised at batch 2: ZeroDivisionError"):
+    error = "split `test` raised at batch 2: ZeroDivisionError.* Untested, the final model is in"
+    with pytest.raises(TaskError, match=error):
         pipeline.run(settings(tmp_path, data))
     assert (tmp_path / "run/final/plan.json").exists()
     assert (tmp_path / "run/final.json").exists()

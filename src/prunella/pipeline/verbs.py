@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prunella import report as reporting
 from prunella.config import Config
-from prunella.errors import ConfigError, WorkspaceError
+from prunella.errors import ConfigError, TaskError, WorkspaceError
 from prunella.pipeline.budgets import reachable
 from prunella.pipeline.context import Context, borrowed, opened
 from prunella.pipeline.finishing import finish, latency, test
@@ -83,7 +83,7 @@ def analyze(
         typed: The settings as typed, for the commands that messages suggest.
     """
     with opened(config, progress, typed) as context:
-        look_at_splits(context)
+        look_at_splits(context, "train", "valid")
         baseline(context)
         sensitivity(context)
         latency(context, None)
@@ -94,7 +94,7 @@ def analyze(
 def prune(config: Config, progress: Progress | None = None, *, typed: str | None = None) -> Result:
     """Prune the dense model, or the one finetuned last, to the budget: one round, by hand."""
     with opened(config, progress, typed) as context:
-        look_at_splits(context)
+        look_at_splits(context, "train", "valid")
         first = baseline(context)
         check_floor(context, first)
         target = reachable(context, config.to_budget())
@@ -199,7 +199,7 @@ def transform(
 def run(config: Config, progress: Progress | None = None, *, typed: str | None = None) -> Result:
     """Do it all: analyze, prune and finetune until the budget, transform, test, report."""
     with opened(config, progress, typed) as context:
-        look_at_splits(context)
+        look_at_splits(context, "train", "valid", "test")
         budget = reachable(context, config.to_budget())
         first = baseline(context)
         check_floor(context, first)
@@ -276,7 +276,10 @@ def _end(context: Context, slot: Slot, tuned: Entry) -> bool:
     """
     final = finish(context, slot, tuned)
     held = latency(context, context.load("final")).payload.get("budget")
-    test(context, final)
+    try:
+        test(context, final)
+    except TaskError as cause:
+        raise TaskError(f"{cause}. Untested, {_where(context)}") from cause
     if held is None or held["kept"] is not False:
         return True
     context.note(
