@@ -1,5 +1,6 @@
 """Models in odd states: on the meta device, frozen, in training mode, made in inference mode."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,20 @@ def test_what_changes_weights_says_so_of_those_made_in_inference_mode(name: str)
         model = net()
     with pytest.raises(ConfigError, match=r"`0.weight` was made under .*outside of it"):
         CALLS[name](model)
+
+
+def test_a_model_made_in_inference_mode_is_captured_like_any_other() -> None:
+    plain = net()
+    with torch.inference_mode():
+        model, x = copy.deepcopy(plain), X.clone()
+    wanted = prunella.trace(plain, X)
+    for found in (prunella.trace(model, X), prunella.trace(plain, x)):
+        assert not found.recorded
+        assert [node.op for node in found.nodes] == [node.op for node in wanted.nodes]
+    pruned = prunella.prune(model, X, macs=0.5).model
+    assert torch.equal(pruned(X), prunella.prune(plain, X, macs=0.5).model(X))
+    with pytest.raises(ConfigError, match=r"`0.weight` was made under .*outside of it"):
+        prunella.prune(model, X, macs=0.5, calibration=[X])
 
 
 @torch.inference_mode()

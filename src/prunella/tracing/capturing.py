@@ -202,9 +202,16 @@ def _export(flat: _Flat, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captu
 
 
 def _exported(flat: _Flat, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+    # Torch exports tensors made in inference mode only there.
+    given = (*tensors(flat.model).values(), *tensors_in((args, kwargs)))
+    inference = torch.is_inference_mode_enabled() or any(t.is_inference() for t in given)
     # Where it fails torch prints the whole graph so far; and it warns of tensors that are put into
     # attributes, which `untouched` takes out again.
-    with redirect_stderr(io.StringIO()), warnings.catch_warnings():
+    with (
+        torch.inference_mode(inference),
+        redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", "The tensor attribute")
         return torch.export.export(flat, args, kwargs, strict=False)
 
