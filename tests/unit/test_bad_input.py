@@ -226,16 +226,24 @@ def test_an_entry_of_exclude_that_matches_nothing(model: nn.Module, entry: objec
 
 
 def test_an_entry_of_exclude_of_another_kind(model: nn.Module) -> None:
-    with pytest.raises(ConfigError, match="takes names, globs, compiled regular expressions"):
+    with pytest.raises(ConfigError, match="takes names, globs, regular expressions or classes"):
         prunella.prune(model, IMAGE, ratio=0.5, exclude=[3])
 
 
-@pytest.mark.parametrize("entry", ["down", "do*", re.compile(r"down\..*"), "down.0.weight"])
+def test_an_entry_of_exclude_that_is_no_regular_expression(model: nn.Module) -> None:
+    with pytest.raises(ConfigError, match=r"'re:\*' is no regular expression: nothing to repeat"):
+        prunella.prune(model, IMAGE, ratio=0.5, exclude="re:*")
+
+
+@pytest.mark.parametrize(
+    "entry", ["down", "do*", re.compile(r"down\..*"), r"re:down\..*", "down.0.weight"]
+)
 def test_what_is_excluded_stays(model: nn.Module, entry: object) -> None:
     result = prunella.prune(model, IMAGE, ratio=0.5, exclude=[entry])
     assert result.model.down[0].weight.shape == model.down[0].weight.shape
     assert result.model.stem[0].weight.shape == model.stem[0].weight.shape, "its input stays too"
     assert result.model.a[0].out_channels == 3
+    assert f"excluded by {entry!r}" in str(result.summary)
 
 
 def test_a_class_in_exclude(model: nn.Module) -> None:

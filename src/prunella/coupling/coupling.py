@@ -37,6 +37,7 @@ from prunella.tracing.unseen import at_hand
 
 Exclude = str | re.Pattern[str] | type[nn.Module]
 
+_EXPRESSION = "re:"  # begins an entry of `exclude` that is a regular expression in text
 _REASONS = 3  # how many different reasons a frozen group lists
 
 
@@ -51,7 +52,8 @@ def couple(
     Args:
         graph: A captured network.
         exclude: Modules whose channels, on every side, must stay: qualified names ("layer1.0"),
-            globs ("layer1.*"), compiled regular expressions, or module classes; one or several.
+            globs ("layer1.*"), regular expressions, compiled or in text ("re:.*down.*"), or module
+            classes; one or several.
         form: "class": only what the model's own code allows, so that the user's class comes back.
             "graph": sizes that the code spells out do not bind; the pruned model is the captured
             graph, rewritten.
@@ -63,7 +65,8 @@ def couple(
         The groups that may be cut, and those that may not with the reasons.
 
     Raises:
-        ConfigError: An entry of `exclude` matches nothing, or `form` or `heads` is none of those.
+        ConfigError: An entry of `exclude` is bad or matches nothing, or `form` or `heads` is none
+            of those.
     """
     for name, value, known in (("form", form, get_args(Form)), ("heads", heads, get_args(Heads))):
         if value not in known:
@@ -125,11 +128,12 @@ def close(labels: Labels) -> np.ndarray:
 def _exclude(labels: Labels, exclude: Exclude | Iterable[Exclude]) -> None:
     modules = labels.graph.modules
     for entry in listed(exclude):
-        matched = {name for name, kind in modules.items() if name and _matches(entry, name, kind)}
+        read = _read(entry)
+        matched = {name for name, kind in modules.items() if name and _matches(read, name, kind)}
         named = {axis.tensor for axis in labels.axes}
-        direct = {name for name in named if _matches(entry, name, None)}
+        direct = {name for name in named if _matches(read, name, None)}
         if not matched and not direct:
-            hint = nearest(entry, modules) if isinstance(entry, str) else ""
+            hint = nearest(read, modules) if isinstance(read, str) else ""
             raise ConfigError(f"`exclude` entry {entry!r} matches no module or parameter{hint}")
         for axis, found in labels.axes.items():
             owners = prefixes(axis.tensor)
@@ -145,6 +149,15 @@ def listed(exclude: Exclude | Iterable[Exclude]) -> tuple[Exclude, ...]:
     return tuple(exclude)
 
 
+def _read(entry: Exclude) -> Exclude:
+    if not isinstance(entry, str) or not entry.startswith(_EXPRESSION):
+        return entry
+    try:
+        return re.compile(entry.removeprefix(_EXPRESSION))
+    except re.error as cause:
+        raise ConfigError(f"`exclude` entry {entry!r} is no regular expression: {cause}") from cause
+
+
 def _matches(entry: Exclude, name: str, kind: type | None) -> bool:
     if isinstance(entry, str):
         return name == entry or fnmatch.fnmatchcase(name, entry)
@@ -153,7 +166,7 @@ def _matches(entry: Exclude, name: str, kind: type | None) -> bool:
     if isinstance(entry, type):
         return kind is not None and issubclass(kind, entry)
     raise ConfigError(
-        f"`exclude` takes names, globs, compiled regular expressions or classes, got {entry!r}"
+        f"`exclude` takes names, globs, regular expressions or classes, got {entry!r}"
     )
 
 

@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import logging
 import math
-import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
@@ -19,7 +18,7 @@ from prunella import tasks
 from prunella.config import Config, changed, joined
 from prunella.costs.memory import count_activation_bytes
 from prunella.costs.predicted import predict
-from prunella.coupling import Exclude, couple
+from prunella.coupling import couple
 from prunella.finetuning.feeding import Feed, own_randomness, seed_all
 from prunella.graph import Graph
 from prunella.latency import LatencyModel
@@ -112,7 +111,7 @@ class Context:
     @cached_property
     def groups(self) -> Groups:
         """The groups of the dense model."""
-        return faithful(self.dense, couple(self.graph, self.exclude), self.example, {})
+        return faithful(self.dense, couple(self.graph, self.config.prune.exclude), self.example, {})
 
     @cached_property
     def costs(self) -> Costs:
@@ -145,14 +144,6 @@ class Context:
             self.costs, latency=self.latency_model.predict(self.groups, whole)
         )
 
-    @property
-    def exclude(self) -> tuple[Exclude, ...]:
-        """What the user excluded; a regular expression is written "re:..."."""
-        return tuple(
-            re.compile(entry[3:]) if entry.startswith("re:") else entry
-            for entry in self.config.prune.exclude
-        )
-
     @cached_property
     def weights(self) -> str:
         """Fingerprint of the dense model's weights."""
@@ -165,7 +156,8 @@ class Context:
 
     def groups_of(self, model: nn.Module) -> Groups:
         """Trace and couple a pruned model."""
-        return faithful(model, couple(trace(model, self.example), self.exclude), self.example, {})
+        groups = couple(trace(model, self.example), self.config.prune.exclude)
+        return faithful(model, groups, self.example, {})
 
     def evaluate(self, model: nn.Module, split: Split) -> float:
         """Judge a model."""
