@@ -1,8 +1,12 @@
 """Tasks: loading a user's file, judging a model, the built-in images."""
 
+import operator
 import os
-from dataclasses import replace
+from collections import OrderedDict, UserDict, defaultdict, namedtuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -10,7 +14,7 @@ import pytest
 import sklearn.datasets  # noqa: F401  its first import sets environment variables
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from prunella import tasks
 from prunella.errors import ConfigError, TaskError
@@ -192,6 +196,57 @@ def test_to_device_keeps_the_structure() -> None:
     assert moved["a"][1] == "text"
     assert moved["b"][0].device == device
     assert moved["b"][1] == 3
+
+
+class Encoding(UserDict[str, Any]):
+    """As tokenizers return: a mapping that carries more than its items, read as attributes too."""
+
+    def __init__(self, data: dict[str, Any], fast: bool) -> None:
+        super().__init__(data)
+        self.fast = fast
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["data"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    x: Tensor
+    parts: list[Any]
+
+
+Pair = namedtuple("Pair", "x parts")
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda x: Encoding({"x": x, "parts": [x]}, fast=True),
+        lambda x: OrderedDict(x=x, parts=[x]),
+        lambda x: defaultdict(list, x=x, parts=[x]),
+        lambda x: MappingProxyType({"x": x, "parts": [x]}),
+        lambda x: Sample(x, [x]),
+        lambda x: Pair(x, [x]),
+    ],
+)
+def test_to_device_keeps_the_class(made: Callable[[Tensor], Any]) -> None:
+    x = torch.zeros(1)
+    given = made(x)
+    moved = tasks.to_device([given], torch.device("meta"))[0]
+    assert type(moved) is (dict if isinstance(given, MappingProxyType) else type(given))
+    read = operator.itemgetter if isinstance(given, Mapping) else operator.attrgetter
+    assert read("x")(moved).is_meta
+    assert read("parts")(moved)[0].is_meta
+    assert read("x")(given) is x, "the loader's own batch stays what it was"
+    assert read("parts")(given)[0] is x
+    if isinstance(moved, Encoding):
+        assert moved.fast
+        assert moved.x.is_meta
+    if isinstance(moved, defaultdict):
+        assert moved["new"] == []
 
 
 # ---- images

@@ -2,7 +2,8 @@
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections import UserDict
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -43,23 +44,46 @@ def in_float32(output: Any) -> Any:
     """Return an output with float32 in place of the half precisions; it stays what it was."""
     if not any(tensor.dtype in _HALF for tensor in tensors_in(output)):
         return output
-    if isinstance(output, Tensor):
-        return output.float()
-    if isinstance(output, Mapping):
-        parts = {key: in_float32(value) for key, value in output.items()}
-        if not isinstance(output, MutableMapping):
+    return changed(output, lambda t: t.float() if t.dtype in _HALF else t)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def changed(
+    value: Any, change: Callable[[Any], Any], is_leaf: Callable[[Any], bool] = _is_tensor
+) -> Any:
+    """Return a value with others in place of its tensors; the value itself stays what it was.
+
+    Containers are of the classes they were, with what else they carry; a mapping that is neither a
+    `dict` nor a `UserDict` becomes a dict, as a copy of it may share what it holds.
+
+    Args:
+        value: A tensor, or a tuple, list, mapping or dataclass with tensors, however deep.
+        change: Gives what takes a tensor's place.
+        is_leaf: What counts as one.
+    """
+    if is_leaf(value):
+        return change(value)
+    if isinstance(value, Mapping):
+        parts = {key: changed(part, change, is_leaf) for key, part in value.items()}
+        if not isinstance(value, dict | UserDict):
             return parts
-        made = copy.copy(output)
-        for key, value in parts.items():
-            made[key] = value
+        made = copy.copy(value)
+        for key, part in parts.items():
+            made[key] = part
         return made
-    if isinstance(output, tuple | list):
-        items = [in_float32(value) for value in output]
-        return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
-    made = copy.copy(output)
-    for field in dataclasses.fields(output):
-        object.__setattr__(made, field.name, in_float32(getattr(output, field.name)))  # frozen too
-    return made
+    if isinstance(value, tuple | list):
+        items = [changed(part, change, is_leaf) for part in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        made = copy.copy(value)
+        for field in dataclasses.fields(value):
+            part = changed(getattr(value, field.name), change, is_leaf)
+            object.__setattr__(made, field.name, part)  # frozen ones too
+        return made
+    return value
 
 
 def _is_finite(tensor: Tensor) -> Tensor:

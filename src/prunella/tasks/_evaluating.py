@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prunella.errors import TaskError
 from prunella.model.modes import evaluating
-from prunella.model.outputs import finite, in_float32
+from prunella.model.outputs import changed, finite, in_float32
 from prunella.model.structure import device_of
 from prunella.progress import Progress, or_silent
 from prunella.tasks._hashing import absorb
@@ -174,16 +174,8 @@ def fingerprint(task: Task, split: Split, *, progress: Progress | None = None) -
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """Move every tensor inside tuples, lists, mappings and objects with `.to` to a device."""
-    if hasattr(value, "to"):
-        return value.to(device)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(to_device(part, device) for part in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(to_device(part, device) for part in value)
-    if isinstance(value, Mapping):
-        return {key: to_device(part, device) for key, part in value.items()}
-    return value
+    """Move every tensor, and object with `.to`, in containers of any kind to a device."""
+    return changed(value, lambda part: part.to(device), lambda part: hasattr(part, "to"))
 
 
 def _outputs(
