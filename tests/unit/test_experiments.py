@@ -326,8 +326,12 @@ def test_an_own_training_loop_that_failed_is_tried_again(tmp_path: Path) -> None
         with torch.no_grad():
             next(model.parameters()).mul_(torch.nan)
 
-    with pytest.raises(TaskError, match=r"failed: .* Repair its training loop"):
+    with pytest.raises(TaskError, match="the task's own training loop: the training has div") as e:
         search(small_model(), replace(small_task(), train=train), SPACE, folder=tmp_path)
+    said = str(e.value)
+    assert "Lower the learning rate that the loop sets" in said
+    assert "step" not in said
+    assert "'lr'" not in said  # it was not what the loop trained with
     task = replace(small_task(), train=lambda model, epochs: None)
     found = search(small_model(), task, SPACE, folder=tmp_path)
     assert [e.state for e in found.experiments] == ["complete"]

@@ -297,19 +297,7 @@ class _Run:
             if experiment.state == "complete" and experiment.value is not None
         }
         if not values:
-            reasons = "; ".join(
-                f"{experiment.settings}: {experiment.reason}" for experiment in self._all
-            )
-            remedy = (
-                "Give smaller learning rates (`finetune.lr`, or the `lrs` of a `Space`), or repair "
-                "the loss or the metric"
-                if self._task.train is None
-                else "Repair its training loop"
-            )
-            raise TaskError(
-                f"all {len(self._all)} finetuning experiments on task `{self._task.name}` failed: "
-                f"{reasons}. {remedy}; the same command then tries again"
-            )
+            raise TaskError(self._why_none())
         best = ranked(values, higher_is_better=self._task.metric.higher_is_better)[0]
         trained = self._train(best, self._space.recipe.epochs, lambda epoch, value: None)
         return Search(
@@ -319,6 +307,17 @@ class _Run:
             value=trained.metric,
             experiments=tuple(self._all),
             note=self._note,
+        )
+
+    def _why_none(self) -> str:
+        name, found = self._task.name, self._all
+        if self._task.train is not None:
+            return f"finetuning task `{name}`: {found[0].reason}; the same command then tries again"
+        reasons = "; ".join(f"{experiment.settings}: {experiment.reason}" for experiment in found)
+        return (
+            f"all {len(found)} finetuning experiments on task `{name}` failed: {reasons}. Give "
+            "smaller learning rates (`finetune.lr`, or the `lrs` of a `Space`), or repair the loss "
+            "or the metric; the same command then tries again"
         )
 
 

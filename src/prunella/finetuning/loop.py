@@ -387,7 +387,7 @@ def _own_training(
     trained = model if returned is None else _returned(model, returned, task)
     if plan is not None:
         _mask(trained, plan)
-    check_weights(trained, recipe.epochs, 0)
+    check_weights(trained, recipe.epochs, None)
     metric = evaluate(trained, task, "valid", precision=recipe.precision, progress=progress)
     only = Epoch(recipe.epochs, None, metric, None, time.monotonic() - start)
     named = {f"model/{name}": value for name, value in tensors(trained).items()}

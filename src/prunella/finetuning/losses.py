@@ -25,13 +25,16 @@ _LOG = logging.getLogger("prunella")
 class DivergedError(TaskError):
     """The loss or the weights are no longer finite, in a step of an epoch, both 1-based.
 
-    `history` has the epochs finished before.
+    `step` is None where a loop of the task's own trained. `history` has the epochs finished before.
     """
 
-    def __init__(self, what: str, epoch: int, step: int) -> None:
+    def __init__(self, what: str, epoch: int, step: int | None) -> None:
         super().__init__(
-            f"{what}, in epoch {epoch}, step {step}: the training has diverged. Lower the learning "
-            "rate (`lr`), or raise `warmup`"
+            f"{what} after the task's own training loop: the training has diverged. Lower the "
+            "learning rate that the loop sets; Prunella's `lr` and `warmup` do not reach it"
+            if step is None
+            else f"{what}, in epoch {epoch}, step {step}: the training has diverged. Lower the "
+            "learning rate (`lr`), or raise `warmup`"
         )
         self.epoch = epoch
         self.step = step
@@ -138,7 +141,7 @@ class EpochLosses:
         self._waiting.clear()
 
 
-def check_weights(model: nn.Module, epoch: int, step: int) -> None:
+def check_weights(model: nn.Module, epoch: int, step: int | None) -> None:
     """Raise DivergedError if a parameter has a value that is not finite."""
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
