@@ -45,8 +45,11 @@ class BudgetError(PrunellaError, ValueError):
     """No plan fits the budget; `reachable` is the smallest cost a plan can have."""
 
     def __init__(self, message: str, reachable: float) -> None:
-        super().__init__(message)
+        super().__init__(message, reachable)  # as it was called, or no other process could have it
         self.reachable = reachable
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class NothingToPruneError(PrunellaError, ValueError):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import prunella
-from prunella.errors import ConfigError, TaskError, WorkspaceError
+from prunella.errors import BudgetError, ConfigError, TaskError, WorkspaceError
 from prunella.finetuning import (
     DECAYS,
     DivergedError,
@@ -876,15 +876,13 @@ PartialState().destroy_process_group()
 """
 
 
-@pytest.mark.slow
-def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
+def launched(folder: Path, text: str) -> None:
+    """Run a script in two processes, with the folder as its argument."""
+    script = folder / "train.py"
+    script.write_text(text)
     # What `accelerate launch` itself starts for several accelerators; for CPUs it wants mpirun.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    command += ["2", str(script), str(tmp_path)]
+    command += ["2", str(script), str(folder)]
     environment = {
         **os.environ,
         "ACCELERATE_USE_CPU": "true",
@@ -893,6 +891,13 @@ def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
     }
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert ran.returncode == 0, ran.stderr[-4000:]
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    launched(tmp_path, SCRIPT)
     for name in ("finetuned", "searched"):
         first, second = (load_file(tmp_path / f"{name}-{index}.safetensors") for index in range(2))
         assert first.keys() == second.keys()
@@ -901,3 +906,115 @@ def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
     recipe = Recipe(epochs=3, lr=0.05, ema=0.5, feature_distill=1.0)
     alone = finetune(small_model(), small_task(), recipe, teacher=small_model(3))
     assert not torch.equal(alone.model.state_dict()["0.weight"], first["0.weight"])
+
+
+FAILING = """
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from accelerate import PartialState
+from torch import nn
+from prunella.finetuning import Recipe, finetune
+from prunella.experiments import Space, search
+from prunella.tasks import accuracy, cross_entropy
+from tests.unit.small_task import Points, small_model, small_task
+
+torch.set_num_threads(1)
+index, said = int(os.environ["RANK"]), {}
+
+
+class Model(nn.Module):
+    def __init__(self, look):
+        super().__init__()
+        self.body, self.look = small_model(), look
+
+    def forward(self, points):
+        outputs = self.body(points)
+        if self.training:
+            self.look(outputs)
+        return outputs
+
+
+def failing(process, calls):
+    left = [calls]
+
+    def look(*_):
+        left[0] -= 1
+        if index == process and left[0] == 0:
+            raise ValueError("that is all")
+
+    return look
+
+
+def strict(outputs):
+    if index == 1:
+        assert outputs.isfinite().all()
+
+
+def first(look, then):
+    def both(*given):
+        look()
+        return then(*given)
+
+    return both
+
+
+task, points = small_task(), Points(0)
+for name, look, lrs in (
+    ("forward", failing(0, 3), (0.05,)),
+    ("strict forward", strict, (1e30, 0.05)),
+):
+    space = Space(Recipe(epochs=2, distill=0.0), lrs, trials=2)
+    folder = Path(sys.argv[1]) / name
+    try:
+        found = search(Model(look), task, space, folder=folder)
+        said[name] = [[each.state, each.reason] for each in found.experiments]
+    except Exception as error:
+        said[name] = f"{type(error).__name__}: {error}"
+points.raise_at = (1, 3) if index == 1 else None
+metric = replace(accuracy(), compute=first(failing(1, 1), accuracy().compute))
+cases = {
+    "loader": (small_task(points), {}),
+    "inputs": (replace(task, inputs=first(failing(0, 2), task.inputs)), {}),
+    "loss": (replace(task, loss=first(failing(1, 3), cross_entropy)), {}),
+    "metric": (replace(task, metric=metric), {}),
+    "report": (task, {"report": failing(0, 2)}),
+}
+for name, (given, more) in cases.items():
+    try:
+        finetune(small_model(), given, Recipe(epochs=2, distill=0.0), **more)
+    except Exception as error:
+        said[name] = f"{type(error).__name__}: {error}"
+(Path(sys.argv[1]) / f"said-{index}.json").write_text(json.dumps(said))
+PartialState().wait_for_everyone()
+PartialState().destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_what_fails_in_one_of_two_processes_fails_in_both(tmp_path: Path) -> None:
+    launched(tmp_path, FAILING)
+    one, other = (json.loads((tmp_path / f"said-{i}.json").read_text()) for i in range(2))
+    assert one.pop("report") == "ValueError: that is all"
+    assert other.pop("report") == "TaskError: process 0 raised ValueError: that is all"
+    assert one == other
+    assert "raised at batch 3: RuntimeError: the disk of images is gone" in one["loader"]
+    assert "`inputs` of task `points` raised ValueError: that is all" in one["inputs"]
+    assert "the loss of task `points` raised ValueError: that is all" in one["loss"]
+    assert "after epoch 1 of finetuning: judging the model on split `valid`" in one["metric"]
+    assert "raised ValueError in training mode" in one["forward"]
+    (failed, why), (complete, _) = one["strict forward"]
+    assert (failed, complete) == ("failed", "complete")
+    assert "is not finite, in epoch 1" in why
+
+
+def test_errors_come_through_to_another_process() -> None:
+    diverged = DivergedError("the loss is nan", 2, 3)
+    for error in (diverged, BudgetError("no plan", 0.25), TaskError("no data")):
+        found = copy.copy(error)  # made anew as it is on the other side
+        assert type(found) is type(error)
+        assert str(found) == str(error)
+        assert vars(found) == vars(error)

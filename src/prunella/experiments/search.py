@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from accelerate import PartialState
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
@@ -19,6 +19,7 @@ from prunella.experiments.halving import ranked, rungs, total_epochs
 from prunella.experiments.ledger import Experiment, Ledger
 from prunella.finetuning import DECAYS, Decay, DivergedError, Finetuned, Moments, Recipe, finetune
 from prunella.finetuning.moments import digest_moments
+from prunella.finetuning.together import together
 from prunella.model.structure import weights_digest
 from prunella.plan import Plan
 from prunella.progress import Progress, or_silent
@@ -164,7 +165,8 @@ def search(  # noqa: PLR0913
     if task.train is not None:
         alone = space.recipe
         space = Space(alone, (alone.lr,), (alone.decay,), trials=1)
-    main = PartialState().is_main_process
+    processes = Accelerator()
+    main = processes.is_main_process
     identity = {
         "recipe": asdict(space.recipe),
         "points": space.points,
@@ -194,13 +196,15 @@ def search(  # noqa: PLR0913
         )
 
     with _quiet():
-        ledger = (
-            Ledger(folder, identity, space.points, higher_is_better=task.metric.higher_is_better)
-            if main
-            else None
+        higher = task.metric.higher_is_better
+        ledger = together(
+            processes,
+            lambda: (
+                Ledger(folder, identity, space.points, higher_is_better=higher) if main else None
+            ),
         )
         try:
-            whole = _Run(task, space, ledger, train)
+            whole = _Run(processes, task, space, ledger, train)
             return whole.run(or_silent(progress if main else None))
         finally:
             if ledger is not None:
@@ -212,16 +216,19 @@ class _Run:
 
     def __init__(
         self,
+        processes: Accelerator,
         task: Task,
         space: Space,
         ledger: Ledger | None,
         train: Callable[[int, int, Callable[[int, float], None]], Finetuned],
     ) -> None:
-        self._task, self._space = task, space
+        self._processes, self._task, self._space = processes, task, space
         self._ledger, self._train = ledger, train
         note = ledger.note if ledger else ""
         known = ledger.experiments() if ledger else []
-        self._all, self._note = _from_main((known, note))
+        self._all, self._note = (known, note)
+        if processes.num_processes > 1:
+            self._all, self._note = broadcast_object_list([(known, note)])[0]
         if self._note:
             _LOG.warning(self._note)
 
@@ -262,9 +269,7 @@ class _Run:
             advance(max(cause.epoch - known, 0))
             self._settle(failed)
             return
-        self._all[old.number] = replace(old, history=trained.history)
-        if self._ledger is not None:
-            self._ledger.record(self._all[old.number])
+        self._record(replace(old, history=trained.history))
 
     def _stop(self, after: int, left: int) -> None:
         metric = self._task.metric
@@ -282,13 +287,15 @@ class _Run:
             self._settle(replace(self._all[number], state="stopped", reason=reason))
 
     def _settle(self, experiment: Experiment) -> None:
-        self._all[experiment.number] = experiment
-        if self._ledger is None:
-            return
-        self._ledger.record(experiment)
-        if experiment.state != "complete":
+        self._record(experiment)
+        if self._ledger is not None and experiment.state != "complete":
             left = self._ledger.folder / f"experiment-{experiment.number:02d}"
             shutil.rmtree(left, ignore_errors=True)
+
+    def _record(self, experiment: Experiment) -> None:
+        self._all[experiment.number] = experiment
+        ledger = self._ledger
+        together(self._processes, lambda: ledger.record(experiment) if ledger else None)
 
     def _best(self) -> Search:
         values = {
@@ -329,9 +336,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         optuna.logging.set_verbosity(before)
-
-
-def _from_main(value: Any) -> Any:
-    if PartialState().num_processes == 1:
-        return value
-    return broadcast_object_list([value])[0]

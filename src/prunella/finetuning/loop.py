@@ -4,9 +4,10 @@ import copy
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from prunella.finetuning.losses import (
 from prunella.finetuning.moments import Moments, digest_moments, moments_of, remember, strangers
 from prunella.finetuning.recipe import Epoch, Finetuned, Recipe
 from prunella.finetuning.schedule import factor
+from prunella.finetuning.together import together
 from prunella.model.blame import own_line
 from prunella.model.examples import samples_in
 from prunella.model.modes import evaluating
@@ -143,7 +145,8 @@ class _Training:
         self._model, self._teacher = model, teacher
         self._task, self._recipe, self._plan = task, recipe, plan
         optimizer = make_optimizer(model, recipe)
-        self._learner, self._optimizer = accelerator.prepare(Learner(model, recipe), optimizer)
+        self._alone = Learner(model, recipe)  # which waits for no other process
+        self._learner, self._optimizer = accelerator.prepare(self._alone, optimizer)
         self._plain_optimizer = optimizer
         if moments:
             remember(model, optimizer, moments)
@@ -188,7 +191,7 @@ class _Training:
             accelerator.process_index,
             accelerator.num_processes,
         )
-        steps = feed.steps(shown)
+        steps = together(accelerator, lambda: feed.steps(shown))
         if not steps:
             raise TaskError(
                 f"split `train` of task `{self._task.name}` has fewer batches than there are "
@@ -206,7 +209,8 @@ class _Training:
             start = time.monotonic()
             try:
                 loss = self._epoch(number, steps, feed, shown)
-                metric = self._judge(number, steps, shown)
+                judged = together(accelerator, partial(self._judge, number, steps, shown))
+                metric = float(_from_main(accelerator, judged))
             except DivergedError as error:
                 error.history = tuple(history)
                 raise
@@ -231,8 +235,8 @@ class _Training:
         losses = EpochLosses(number, self._accelerator)
         before = (number - 1) * steps
         with progress(f"finetuning, epoch {number}/{self._recipe.epochs}", steps) as advance:
-            for step, batch in enumerate(feed.epoch(number), start=before):
-                losses.add(self._step(step, steps, batch))
+            for step, (batch, inputs) in enumerate(self._batches(feed, number), start=before):
+                losses.add(self._step(step, steps, batch, inputs))
                 advance(1)
         mean = losses.mean()
         if self._accelerator.num_processes > 1:
@@ -244,18 +248,24 @@ class _Training:
         check_weights(self._model, number, steps)
         return mean
 
-    def _step(self, step: int, steps: int, batch: Any) -> Tensor:
-        batch = to_device(batch, self._accelerator.device)
-        inputs = positional(self._task, batch)
+    def _batches(self, feed: Feed, number: int) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+        """Yield an epoch's batches, and the model's inputs in each."""
+        source = feed.epoch(number)
+
+        def take() -> tuple[Any, tuple[Any, ...]] | None:
+            for batch in source:
+                moved = to_device(batch, self._accelerator.device)
+                return moved, positional(self._task, moved)
+            return None
+
+        while (taken := together(self._accelerator, take, often=True)) is not None:
+            yield taken
+
+    def _step(self, step: int, steps: int, batch: Any, inputs: tuple[Any, ...]) -> Tensor:
         for group in self._optimizer.param_groups:
             group["lr"] = self._recipe.lr * self._factor(step, steps)
         now = (step // steps + 1, step % steps + 1)
-        try:
-            outputs = self._run(inputs, now)
-            loss = loss_of(self._task, self._recipe, outputs, batch, self._taught(inputs))
-        except TaskError:  # as losses do raise on weights that are no numbers any more
-            check_weights(self._model, *now)
-            raise
+        loss = together(self._accelerator, lambda: self._loss(batch, inputs, now), often=True)
         self._accelerator.backward(loss)
         self._optimizer.step()
         self._optimizer.zero_grad()
@@ -265,13 +275,20 @@ class _Training:
             self._average.update(step)
         return loss
 
+    def _loss(self, batch: Any, inputs: tuple[Any, ...], now: tuple[int, int]) -> Tensor:
+        try:
+            outputs = self._run(inputs, now)
+            return loss_of(self._task, self._recipe, outputs, batch, self._taught(inputs))
+        except TaskError:  # as losses do raise on weights that are no numbers any more
+            check_weights(self._model, *now)
+            raise
+
     def _run(self, inputs: tuple[Any, ...], now: tuple[int, int]) -> Any:
         try:
             return self._learner(*inputs)
         except Exception as cause:
             check_weights(self._model, *now)
-            if self._accelerator.num_processes == 1:  # of several, it may be this one alone
-                check_inside(self._model, lambda: self._learner(*inputs), *now)
+            check_inside(self._model, lambda: self._alone(*inputs), *now)
             raise TaskError(_why(cause, self._task, inputs)) from cause
 
     def _taught(self, inputs: tuple[Any, ...]) -> Taught | None:
@@ -292,7 +309,7 @@ class _Training:
     def _judge(self, number: int, steps: int, progress: Progress) -> float:
         with nullcontext() if self._average is None else self._average.in_place():
             try:
-                metric = evaluate(
+                return evaluate(
                     self._model,
                     self._task,
                     "valid",
@@ -304,7 +321,6 @@ class _Training:
                 raise DivergedError(what, number, steps) from cause
             except TaskError as cause:
                 raise TaskError(f"after epoch {number} of finetuning: {cause}") from cause
-        return float(_from_main(self._accelerator, metric))
 
     def _state(self, history: list[Epoch]) -> Saved:
         named: dict[str, Tensor] = {}
@@ -353,11 +369,10 @@ class _Store:
         return saved, note
 
     def write(self, saved: Saved) -> None:
-        if self._checkpoint is None:
-            return
-        if self._accelerator.is_main_process:
-            self._checkpoint.write(saved)
-        self._accelerator.wait_for_everyone()
+        checkpoint = self._checkpoint
+        if checkpoint is not None:
+            main = self._accelerator.is_main_process
+            together(self._accelerator, lambda: checkpoint.write(saved) if main else None)
 
 
 def _own_training(
@@ -445,10 +460,12 @@ def _mask(model: nn.Module, plan: Plan) -> None:
 
 
 def _ask(accelerator: Accelerator, report: Report | None, epoch: Epoch) -> bool:
-    stop = False
-    if report is not None and accelerator.is_main_process:
-        stop = bool(report(epoch.epoch, epoch.loss, epoch.metric))
-    return bool(_from_main(accelerator, stop))
+    def ask() -> bool:
+        if report is None or not accelerator.is_main_process:
+            return False
+        return bool(report(epoch.epoch, epoch.loss, epoch.metric))
+
+    return bool(_from_main(accelerator, together(accelerator, ask)))
 
 
 def _from_main(accelerator: Accelerator, value: Any) -> Any:

@@ -29,16 +29,22 @@ class DivergedError(TaskError):
     """
 
     def __init__(self, what: str, epoch: int, step: int | None) -> None:
-        super().__init__(
-            f"{what} after the task's own training loop: the training has diverged. Lower the "
-            "learning rate that the loop sets; Prunella's `lr` and `warmup` do not reach it"
-            if step is None
-            else f"{what}, in epoch {epoch}, step {step}: the training has diverged. Lower the "
-            "learning rate (`lr`), or raise `warmup`"
-        )
+        super().__init__(what, epoch, step)  # as it was called, or no other process could have it
         self.epoch = epoch
         self.step = step
         self.history: tuple[Epoch, ...] = ()
+
+    def __str__(self) -> str:
+        what = self.args[0]
+        if self.step is None:
+            return (
+                f"{what} after the task's own training loop: the training has diverged. Lower the "
+                "learning rate that the loop sets; Prunella's `lr` and `warmup` do not reach it"
+            )
+        return (
+            f"{what}, in epoch {self.epoch}, step {self.step}: the training has diverged. Lower "
+            "the learning rate (`lr`), or raise `warmup`"
+        )
 
 
 @dataclass(frozen=True, eq=False)
