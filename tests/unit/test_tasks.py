@@ -77,7 +77,10 @@ def test_a_file_imports_its_neighbours_and_has_dataclasses(tmp_path: Path) -> No
         ("def task():\n    return None", "must define `task`"),
         ("import os\n\n1 / 0", r"raised at line 3: ZeroDivisionError: division by zero"),
         ("def task(:", r"raised at line 1: SyntaxError"),
-        ("def task():\n    raise OSError('no network')", "raised OSError: no network"),
+        (
+            "def task():\n    raise OSError('no network')",
+            "raised at line 2: OSError: no network. Repair",
+        ),
     ],
 )
 def test_bad_files(text: str, message: str, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def load(spec: str, *, progress: Progress | None = None, **options: Any) -> Task
         )
     found = getattr(module, "task", None)
     if callable(found) and not isinstance(found, Task):
-        found = _call(found, spec, progress, options)
+        found = _call(found, spec, Path(str(module.__file__)), progress, options)
     elif options:
         raise ConfigError(
             f"task `{spec}` takes no options, got {', '.join(sorted(options))}. Leave them out, "
@@ -81,7 +81,8 @@ def _module(path: Path) -> ModuleType:
     except Exception as cause:
         del sys.modules[name]
         raise TaskError(
-            f"the task file `{path}` raised {_place(cause, path)}: {type(cause).__name__}: {cause}"
+            f"the task file `{path}` raised {_place(cause, path)}: {type(cause).__name__}: {cause}."
+            " Repair it there"
         ) from cause
     return module
 
@@ -109,7 +110,11 @@ def _place(cause: BaseException, path: Path) -> str:
 
 
 def _call(
-    make: Callable[..., Any], spec: str, progress: Progress | None, options: dict[str, Any]
+    make: Callable[..., Any],
+    spec: str,
+    file: Path,
+    progress: Progress | None,
+    options: dict[str, Any],
 ) -> Any:
     signature = inspect.signature(make)
     known = list(signature.parameters)
@@ -128,4 +133,7 @@ def _call(
     except (TaskError, ConfigError):
         raise
     except Exception as cause:
-        raise TaskError(f"task `{spec}` raised {type(cause).__name__}: {cause}") from cause
+        raise TaskError(
+            f"task `{spec}` raised {_place(cause, file)}: {type(cause).__name__}: {cause}. Repair "
+            "it there"
+        ) from cause
