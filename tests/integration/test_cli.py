@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -72,9 +73,16 @@ def test_stat_lists_layers_groups_and_reasons(finished: tuple[Path, Result]) -> 
         assert text in result.output
 
 
-def test_report_prints_its_path(finished: tuple[Path, Result]) -> None:
-    result = call("report", "--run.folder", str(finished[0]))
+@pytest.mark.parametrize("named", [["--run.folder"], []], ids=["by an option", "as it is"])
+def test_report_prints_its_path(named: list[str], finished: tuple[Path, Result]) -> None:
+    result = call("report", *named, str(finished[0]))
     assert result.stdout.strip() == str(finished[0] / "report.html")
+
+
+def test_report_names_the_folder_it_was_given(tmp_path: Path) -> None:
+    result = call("report", str(tmp_path))
+    assert result.exit_code == 2
+    assert f"no run to report on in `{tmp_path}`: nothing is measured there yet" in result.stderr
 
 
 def test_report_makes_no_folder(tmp_path: Path) -> None:
@@ -115,6 +123,15 @@ def test_a_settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     result = call("stat", "my.toml", "--prune.exclude", "conv1")
     assert result.exit_code == 0, result.output
     assert "excluded by 'conv1'" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["mine.py", "settings"])
+def test_settings_are_known_by_their_ending(name: str, tmp_path: Path) -> None:
+    result = call("init", str(tmp_path / name))
+    assert result.exit_code == 2
+    assert f"`{tmp_path / name}` is no name for settings" in result.stderr
+    assert f"prunella init {(tmp_path / name).with_suffix('.toml')}`" in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_settings_file_in_another_folder_finds_the_task(
@@ -206,6 +223,17 @@ def test_every_setting_is_an_option_of_every_verb() -> None:
         (["run", "--fodler", "x", str(TASK)], "no setting `fodler`", "`run.folder`"),
         (["export", "diggits"], "there is no task `diggits`", "Did you mean `digits`?"),
         (["run", "digits", "cifar10"], "do not know what to do with `cifar10`", "--section.key"),
+        (
+            ["digits", "--budget.params", "40%"],
+            "a verb is missing before `digits`",
+            "e.g. `prunella run digits --budget.params 40%`",
+        ),
+        (["--quiet", "d.py"], "before `d.py`", "`prunella run --quiet d.py --budget.macs 0.5`"),
+        (["my.toml"], "a verb is missing before `my.toml`", "e.g. `prunella run my.toml`"),
+        (["m.onnx", "--macs", "50%"], "before `m.onnx`", "`prunella prune m.onnx --macs 50%`"),
+        (["--budget.macs", "0.5"], "no verb is given", "`prunella run digits --budget.macs 0.5`"),
+        (["anlyze", "digits"], "no verb `anlyze`", "Did you mean `prunella analyze digits`?"),
+        (["sing"], "there is no verb `sing`", "The verbs are analyze, suggest, prune, "),
     ],
     ids=lambda value: " ".join(map(Path, value)) if isinstance(value, tuple) else None,
 )
@@ -231,6 +259,7 @@ def test_errors_say_what_and_what_to_do(
         ["stat", "--run.folder", "x", "TASK", "--prune.exclude", "conv1"],
         ["stat", "--task.options.seed", "1", "--run.folder=x", "TASK", "--prune.exclude=conv1"],
         ["--run.folder", "x", "stat", "TASK", "--prune.exclude", "conv1"],
+        ["TASK", "--run.folder", "x", "stat", "--prune.exclude", "conv1"],
         ["--run.folder", "x", "--prune.exclude", "conv1", "--quiet", "stat", "TASK"],
         ["stat", "--finetune.masked", "TASK", "--run.folder", "x", "--prune.exclude", "conv1"],
         ["stat", "TASK", "--run.folder", "x", "--prune.exclude", "conv1", "--finetune.masked"],
@@ -247,6 +276,34 @@ def test_words_may_stand_in_any_order(
     assert "--run.folder" in result.stderr
     assert list(tmp_path.iterdir()) == []
     assert ("--finetune.masked true" in result.stderr) == ("--finetune.masked" in words)
+
+
+def test_version() -> None:
+    assert call("--version").stdout == f"prunella {version('prunella')}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["prune"], "no budget is set"),
+        (["prune", "--dry-run"], "no budget is set"),
+        (["analyze", "--prune.criterion", "magic"], "no criterion called 'magic'"),
+    ],
+)
+def test_what_was_typed_is_looked_at_before_the_work(
+    arguments: list[str], what: str, tmp_path: Path
+) -> None:
+    result = quick(arguments[0], tmp_path, *arguments[1:])
+    assert result.exit_code == 2
+    assert what in result.stderr
+    assert "tracing" not in result.stderr
+    assert not (tmp_path / "baseline.json").exists()
+
+
+def test_an_error_without_a_remedy_refers_to_the_help_of_the_verb() -> None:
+    result = call("export", str(TASK), "--batch", "0")
+    assert "`batch` must be at least 1" in result.stderr
+    assert "hint: see `prunella export --help`" in result.stderr
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """The command line: `prunella analyze | prune | finetune | transform | stat | run | report`."""
 
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
 from prunella.cli import verbs
@@ -20,6 +23,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 verbs.add_to(app)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"prunella {version('prunella')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version."),
+    ] = False,
+) -> None:
+    """Take what stands before a verb."""
 
 
 def main() -> None:

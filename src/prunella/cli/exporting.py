@@ -72,7 +72,7 @@ def add_to(app: typer.Typer) -> None:
         from prunella.pipeline.exporting import Wanted
 
         wanted = {name: given.pop(name) for name in _OPTIONS}
-        with speaking.errors(debug):
+        with speaking.errors(debug, "prunella export"):
             typed = typed_again(ctx.args, given)
             config, source = _what(list(ctx.args), given)
             output = None if wanted["output"] is None else expanded(wanted.pop("output"))

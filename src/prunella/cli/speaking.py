@@ -59,8 +59,13 @@ def logging_to(file: Path | None, quiet: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def errors(debug: bool) -> Iterator[None]:
-    """Turn an error raised on purpose into two lines and exit code 2; `debug` lets it through."""
+def errors(debug: bool, command: str = "prunella") -> Iterator[None]:
+    """Turn an error raised on purpose into two lines and exit code 2.
+
+    Args:
+        debug: Let it through.
+        command: Whose help is referred to where an error names no remedy.
+    """
     try:
         yield
     except PrunellaError as problem:
@@ -69,7 +74,7 @@ def errors(debug: bool) -> Iterator[None]:
         what, hint = split(str(problem))
         err = console(error=True)
         err.print(f"[bold red]error:[/] {_escape(what)}")
-        err.print(f"[bold cyan]hint:[/] {_escape(hint or 'see `prunella --help`')}")
+        err.print(f"[bold cyan]hint:[/] {_escape(hint or f'see `{command} --help`')}")
         raise typer.Exit(USER_ERROR) from None
 
 

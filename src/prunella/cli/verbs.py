@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunella.cli import exporting, onnx_files, speaking
-from prunella.cli.options import read, signature, typed_again, with_signature
+from prunella.cli.options import apart, read, signature, typed_again, with_signature
 from prunella.cli.words import Command
 from prunella.config import Config, template
 from prunella.errors import ConfigError, WorkspaceError
@@ -209,7 +209,8 @@ VERBS = (
     Verb(
         "report",
         "Write the HTML report of a run, finished or not, and print its path.\n\n"
-        "Example: prunella report --run.folder prunella-run",
+        "The run is named by its work folder, or its settings.\n\n"
+        "Example: prunella report prunella-run",
         ("run",),
         _report,
         logged=False,
@@ -233,12 +234,15 @@ def _add(app: typer.Typer, verb: Verb, name: str, *, hidden: bool) -> None:
         dry_run = given.pop("dry_run", False)
         if dry_run and verb.rehearse is not None:
             act = verb.rehearse
-        with speaking.errors(debug):
+        with speaking.errors(debug, f"prunella {name}"):
             if verb.name == "prune" and onnx_files.meant(ctx.args):
                 onnx_files.prune(ctx.args, given, quiet=quiet, dry_run=dry_run)
                 return
-            config = read(ctx.args, given, task_needed=verb.name != "report")
-            typed = typed_again(ctx.args, given)
+            words = ctx.args
+            if verb.name == "report":
+                words, given = _of_a_folder(words, given)
+            config = read(words, given, task_needed=verb.name != "report")
+            typed = typed_again(words, given)
             log = config.folder / "run.log" if verb.logged else None
             with speaking.logging_to(log, quiet):
                 try:
@@ -258,6 +262,14 @@ def _add(app: typer.Typer, verb: Verb, name: str, *, hidden: bool) -> None:
     )(with_signature(call, signature(verb.sections, dry_run=verb.rehearse is not None)))
 
 
+def _of_a_folder(words: list[str], given: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """Take the name of a folder that is there for the work folder's."""
+    first, rest = apart(words)
+    if first is None or not expanded(first).is_dir():
+        return words, given
+    return rest, {**given, "run__folder": first}
+
+
 def init(
     file: Annotated[Path, typer.Argument(help="The file to write.")] = Path("prunella.toml"),
     task: Annotated[str, typer.Option(help="The task to name in it.")] = "digits",
@@ -269,8 +281,13 @@ def init(
 
     Next: prunella run prunella.toml
     """
-    with speaking.errors(debug):
+    with speaking.errors(debug, "prunella init"):
         file = expanded(file)
+        if file.suffix != ".toml":
+            raise ConfigError(
+                f"`{file}` is no name for settings, which are known by their ending. Write "
+                f"`prunella init {file.with_suffix('.toml')}`"
+            )
         if file.exists():
             raise ConfigError(
                 f"`{file}` exists already. Remove it, or name another file: `prunella init NAME`"

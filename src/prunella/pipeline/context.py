@@ -32,6 +32,7 @@ from prunella.plan import Costs, Groups
 from prunella.progress import Progress, or_silent
 from prunella.pruning.probing import faithful
 from prunella.runtimes import Runtime
+from prunella.scoring.scoring import chosen
 from prunella.storing import load as load_pruned
 from prunella.tasks import Split, Task
 from prunella.tracing import trace
@@ -71,7 +72,9 @@ class Context:
         """The user's task."""
         options = dict(self.config.task.options)
         task = tasks.load(self.config.task.spec, progress=self.progress, **options)
-        suggested(task)  # what is wrong there is told before hours of work, not after
+        # What is wrong here is told before hours of work, not after.
+        suggested(task)
+        chosen(self.config.prune.criterion, with_data=True)
         return task
 
     @cached_property

@@ -93,11 +93,12 @@ def analyze(
 
 def prune(config: Config, progress: Progress | None = None, *, typed: str | None = None) -> Result:
     """Prune the dense model, or the one finetuned last, to the budget: one round, by hand."""
+    budget = config.to_budget()
     with opened(config, progress, typed) as context:
         look_at_splits(context, "train", "valid")
         first = baseline(context)
         check_floor(context, first)
-        target = reachable(context, config.to_budget())
+        target = reachable(context, budget)
         analyzed = sensitivity(context)
         tries = list(attempts(context.space))
         slot = _place(tries)
@@ -141,8 +142,9 @@ def rehearse(
 
     Arguments are those of `suggest`.
     """
+    budget = config.to_budget()
     with opened(config, progress, typed) as context:
-        target = reachable(context, config.to_budget())
+        target = reachable(context, budget)
         curves, source = known_or_estimated(context)
         row = replace(forecast(context, curves, target), asked=True)
         return Suggestion(
@@ -198,14 +200,15 @@ def transform(
 
 def run(config: Config, progress: Progress | None = None, *, typed: str | None = None) -> Result:
     """Do it all: analyze, prune and finetune until the budget, transform, test, report."""
+    budget = config.to_budget()
     with opened(config, progress, typed) as context:
         look_at_splits(context, "train", "valid", "test")
-        budget = reachable(context, config.to_budget())
+        target = reachable(context, budget)
         first = baseline(context)
         check_floor(context, first)
         analyzed = sensitivity(context)
         record(context, upto=Slot(0, 0))
-        best, met = loop(context, first, analyzed, budget)
+        best, met = loop(context, first, analyzed, target)
         if best is None:
             context.note("no round met the floor, so the model stays as it is")
             return _recorded(context, context.notes[-1], "", "floor")

@@ -43,7 +43,7 @@ def score(
             gradients that the model does not let through.
         PlanMismatchError: The groups are of another model.
     """
-    name, criterion = _chosen(criterion, with_data=calibration is not None)
+    name, criterion = chosen(criterion, with_data=calibration is not None)
     if digest_of(model) != groups.graph.digest:
         raise PlanMismatchError(
             f"the groups were found in another model than this `{type(model).__name__}`; "
@@ -72,7 +72,12 @@ class _Seen:
     inputs: Mapping[Axis, Tensor] = field(default_factory=dict)
 
 
-def _chosen(criterion: str | Criterion | None, *, with_data: bool) -> tuple[str, Criterion]:
+def chosen(criterion: str | Criterion | None, *, with_data: bool) -> tuple[str, Criterion]:
+    """Return a criterion and its name, given either.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
     if criterion is None or criterion == "auto":
         criterion = WITH_DATA if with_data else WITHOUT_DATA
     if not isinstance(criterion, str):
