@@ -300,9 +300,13 @@ def test_what_was_typed_is_looked_at_before_the_work(
     assert not (tmp_path / "baseline.json").exists()
 
 
-def test_an_error_without_a_remedy_refers_to_the_help_of_the_verb() -> None:
-    result = call("export", str(TASK), "--batch", "0")
-    assert "`batch` must be at least 1" in result.stderr
+@pytest.mark.parametrize(
+    ("option", "what"),
+    [("--batch=0", "`batch` must be at least 1"), ("--max-drop=-1", "must not be negative")],
+)
+def test_an_error_without_a_remedy_refers_to_the_help_of_the_verb(option: str, what: str) -> None:
+    result = call("export", str(TASK), option)
+    assert what in result.stderr
     assert "hint: see `prunella export --help`" in result.stderr
 
 

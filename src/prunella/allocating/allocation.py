@@ -187,7 +187,8 @@ def _under(
     room = Room(chooser, budget.resolve(dense), meters, most, of)
     if not room.exceeded(dense):
         raise NothingToPruneError(
-            f"the dense model keeps the budget as it is: {_margins(room, dense)}"
+            f"the dense model keeps the budget as it is: {_margins(room, dense)}. Give a smaller "
+            "budget"
         )
     ladders = [ladder(chooser, c, asked) for c, asked in zip(chooser.clusters, of, strict=True)]
     _name_whole(chooser.clusters, of, ladders)

@@ -78,11 +78,11 @@ def changed(
         items = [changed(part, change, is_leaf) for part in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        made = copy.copy(value)
+        like = copy.copy(value)
         for field in dataclasses.fields(value):
             part = changed(getattr(value, field.name), change, is_leaf)
-            object.__setattr__(made, field.name, part)  # frozen ones too
-        return made
+            object.__setattr__(like, field.name, part)  # frozen ones too
+        return like
     return value
 
 

@@ -95,6 +95,8 @@ def export(
     kind = target(wanted.to)
     if wanted.batch < 1:
         raise ConfigError(f"`batch` must be at least 1, got batch={wanted.batch}")
+    if not wanted.max_drop >= 0:
+        raise ConfigError(f"`max_drop` must not be negative, got max_drop={wanted.max_drop}")
     if wanted.int8 and wanted.to != "onnx":
         raise ConfigError(
             f"int8 goes through ONNX Runtime's quantisation, not `{wanted.to}`. Use `--to onnx`"
