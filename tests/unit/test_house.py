@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+import pkgutil
 import re
 import subprocess
 import sys
@@ -208,6 +209,38 @@ def test_links_between_pages_lead_somewhere():
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def documented():
+    """Name everything that a page of the reference is generated from."""
+    pages = (ROOT / "docs" / "reference").glob("*.md")
+    return re.findall(r"^::: (\S+)$", "\n".join(page.read_text() for page in pages), re.MULTILINE)
+
+
+def test_the_reference_has_every_public_name():
+    pages = {*documented()}
+    if "prunella.errors" in pages:
+        pages |= {f"prunella.{cls.__name__}" for cls in ERRORS}
+    missing = {f"prunella.{name}" for name in prunella.__all__} - pages
+    assert not missing, "say them in docs/reference/"
+
+
+@pytest.mark.parametrize("name", documented())
+def test_what_the_reference_names_exists(name):
+    assert pkgutil.resolve_name(name).__doc__
+
+
+def called():
+    """Find the calls that pages name by their full path, as (page, name)."""
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        for name in sorted(set(re.findall(r"(?<![\w/.])prunella(?:\.[A-Za-z_]\w*)+(?=\()", text))):
+            yield pytest.param(name, id=f"{page.name}: {name}")
+
+
+@pytest.mark.parametrize("name", list(called()))
+def test_what_the_pages_call_exists(name):
+    assert callable(pkgutil.resolve_name(name))
 
 
 def test_contributing_stays_short():

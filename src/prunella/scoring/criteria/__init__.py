@@ -27,6 +27,7 @@ CRITERIA: Mapping[str, Criterion] = {
     "wanda": Wanda(),
     "random": Random(0),
 }
+"""Every criterion by the name that `criterion=` takes; docs/concepts/criteria.md compares them."""
 
 WITHOUT_DATA, WITH_DATA = "reading", "fisher"
 """What is taken where no criterion is named: measured, see docs/concepts/criteria.md."""
