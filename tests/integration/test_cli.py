@@ -53,7 +53,7 @@ def test_run_prints_the_table_to_stdout_and_the_rest_to_stderr(
     for row in ("accuracy (test)", "MACs", "Parameters", "Latency"):
         assert row in result.stdout
     assert "tracing tiny" in result.stderr
-    assert "finetuning took 1 epochs in all" in result.stderr
+    assert "finetuning took 1 epoch in all" in result.stderr
     assert str(folder / "report.html") in result.stderr
     assert "tracing" not in result.stdout
     assert "tracing tiny" in (folder / "run.log").read_text()
@@ -409,7 +409,10 @@ def test_suggest_lists_budgets_and_marks_the_knee(tmp_path: Path) -> None:
     assert f"--budget.macs 0.{knee[1][0]}" in guess.stderr
     assert not list(folder.glob("round*"))
     assert not (folder / "baseline.json").exists(), "nothing but the estimate is kept"
-    assert quick("analyze", folder).exit_code == 0
+    measured = quick("analyze", folder)
+    assert measured.exit_code == 0
+    assert re.search(r"^ group +channels +50% gone", measured.stdout, re.MULTILINE)
+    assert re.search(r"^ conv1 +\d+ +(0|.0\.\d+)$", measured.stdout, re.MULTILINE)
     known = quick("suggest", folder, "--budget.params", "0.55")
     assert "from the sensitivity (measured)" in known.stderr
     assert re.search(r"^ params 5[45]\.\d% .*your budget", known.stdout, re.MULTILINE)

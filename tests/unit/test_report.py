@@ -1,11 +1,14 @@
+import io
 import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from rich.console import Console
 
 from prunella import report
+from prunella.cli import tables
 from prunella.record import (
     AttemptRecord,
     CertificateRecord,
@@ -266,3 +269,36 @@ def test_duration(value, text):
 )  # fmt: skip
 def test_setting(value, text):
     assert wording.setting(value) == text
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (0.8989, 0.89890085, "0"),  # once it was written in full
+        (0.7932, 0.7924158, f"{wording.MINUS}0.0008"),
+        (0.7153, 0.6672, f"{wording.MINUS}0.0481"),
+        (93.44, 92.58, f"{wording.MINUS}0.86"),
+        (0.0, 0.0, "0"),
+        (1234.5, 1230.0, f"{wording.MINUS}4"),
+        (0.5, float("nan"), wording.NONE),
+    ],
+)
+def test_a_difference_ends_where_the_figures_beside_it_do(before, after, said):
+    assert wording.difference(after, before) == said
+
+
+def test_a_time_within_the_noise_has_no_share_in_the_table(run):
+    console = Console(width=200, file=io.StringIO())
+    console.print(tables.summary(replace(run, latency_text="no difference beyond the noise (x)")))
+    rows = {line.split()[0]: line for line in console.file.getvalue().splitlines() if line.strip()}
+    assert rows["Latency"].rstrip().endswith("no difference beyond the noise (x)")
+    assert rows["MACs"].rstrip().endswith("(49.8% left)")
+
+
+def test_analyze_lists_how_far_the_metric_moves(run):
+    measured = SensitivityRecord("accuracy", True, 0.98, (0.25, 0.5), {"a": (0.98, 0.9)}, {"a": 64})
+    console = Console(width=200, file=io.StringIO())
+    console.print(tables.sensitivity(replace(run, sensitivity=measured)))
+    said = [line.split() for line in console.file.getvalue().splitlines()]
+    assert ["group", "channels", "25%", "gone", "50%", "gone"] in said
+    assert ["a", "64", "0", f"{wording.MINUS}0.08"] in said

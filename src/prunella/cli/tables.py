@@ -9,15 +9,30 @@ from prunella.pipeline import Suggestion
 from prunella.pipeline.exporting import HandedOver
 from prunella.pipeline.suggesting import Forecast
 from prunella.record import RunRecord
-from prunella.report.wording import count, headline_rows, measure, percent, signed
+from prunella.report.wording import count, difference, headline_rows, measure, percent
 
 
 def summary(record: RunRecord) -> Table:
     """Set the dense and the pruned model side by side."""
     table = _table("", "Baseline", "Compressed", "Delta")
     for row in headline_rows(record):
-        left = "" if row.left is None else f" ({percent(row.left)} left)"
+        # Of a time the difference is in words, which know about noise; a share of medians does not.
+        left = "" if row.left is None or row.good is None else f" ({percent(row.left)} left)"
         table.add_row(row.name, row.baseline, row.compressed, row.delta + left)
+    return table
+
+
+def sensitivity(record: RunRecord) -> Table:
+    """List how far the metric moves with a share of one group removed, and all others whole."""
+    found = record.sensitivity
+    ratios = found.ratios if found is not None else ()
+    table = _table("group", "channels", *(f"{100 * ratio:g}% gone" for ratio in ratios))
+    if found is not None:
+        for name, curve in found.curves.items():
+            changes = (difference(value, found.baseline) for value in curve)
+            table.add_row(name, f"{found.channels[name]:,}", *changes)
+        table.caption = f"change of the {found.metric} with this group alone pruned"
+        table.caption_justify = "left"
     return table
 
 
@@ -60,7 +75,7 @@ def forecasts(found: Suggestion) -> Table:
             percent(row.left["params"]),
             *([f"{measure(row.latency)} ms, {percent(row.left['latency'])}"] if timed else []),
             measure(row.metric),
-            signed(row.metric - found.baseline),
+            difference(row.metric, found.baseline),
             ", ".join(marks),
         )
     return table

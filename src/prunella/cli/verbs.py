@@ -44,7 +44,9 @@ class Verb:
     logged: bool = True
 
 
-def _task(name: str) -> Callable[[Config, str, bool], None]:
+def _task(name: str, *lists: str) -> Callable[[Config, str, bool], None]:
+    """Do what `pipeline` has under this name; then print its table, and what else of `tables`."""
+
     def act(config: Config, typed: str, quiet: bool) -> None:
         from prunella import pipeline
         from prunella.cli import tables
@@ -55,13 +57,15 @@ def _task(name: str) -> Callable[[Config, str, bool], None]:
         result = getattr(pipeline, name)(config, progress, typed=typed)
         if not speaking.first_process():
             return
-        speaking.console().print(tables.summary(result.record))
-        if result.record.latency_text and result.record.compressed is not None:
-            speaking.say(f"latency: {result.record.latency_text}")
+        out = speaking.console()
+        out.print(tables.summary(result.record))
+        for listed in lists:
+            out.print(getattr(tables, listed)(result.record))
         if result.record.latency_budget is not None:
             speaking.say(f"budget on latency: {held(result.record.latency_budget)}")
         if result.record.epochs:
-            speaking.say(f"finetuning took {result.record.epochs} epochs in all")
+            many = "epoch" if result.record.epochs == 1 else "epochs"
+            speaking.say(f"finetuning took {result.record.epochs} {many} in all")
         speaking.say(result.text)
         if result.next:
             speaking.say(f"next: {result.next}")
@@ -139,11 +143,12 @@ VERBS = (
         "analyze",
         "Measure what each group of channels is worth.\n\n"
         "Every group alone is pruned at each ratio and the metric is measured on the valid split: "
-        "its sensitivity. This is done once, on the dense model; prune uses it to spend the "
-        "budget where it hurts least. Stop it at any time: the same command goes on.\n\n"
+        "its sensitivity, printed as the change of the metric. This is done once, on the dense "
+        "model; prune uses it to spend the budget where it hurts least. Stop it at any time: the "
+        "same command goes on.\n\n"
         "Example: prunella analyze digits\n\nNext: prunella prune",
         ("task", "analyze", "run"),
-        _task("analyze"),
+        _task("analyze", "sensitivity"),
     ),
     Verb(
         "suggest",

@@ -89,7 +89,9 @@ class Speedup:
         """Say what was found; a ratio only where it is more than noise."""
         interval = f"{self.low:.2f}x to {self.high:.2f}x"
         if not self.certain:
-            return f"no difference beyond the noise ({interval})"
+            apart = self.low > 1 or self.high < 1
+            limit = f"the clock's {RESOLUTION:.0%}" if apart else "the noise"
+            return f"no difference beyond {limit} ({interval})"
         if self.ratio > 1:
             return f"{self.ratio:.2f}x faster ({interval})"
         return f"{1 / self.ratio:.2f}x slower ({1 / self.high:.2f}x to {1 / self.low:.2f}x)"

@@ -54,11 +54,13 @@ def measure(value: float | None) -> str:
     return f"{value:.4g}".replace("-", MINUS)
 
 
-def signed(value: float | None) -> str:
-    """Write a difference with its sign, three digits."""
-    if value is None or not math.isfinite(value):
-        return NONE
-    return f"{value:+.3g}".replace("-", MINUS)
+def difference(value: float, before: float) -> str:
+    """Write how far a metric moved, to the last digit that `measure` shows of the larger one."""
+    largest = max(abs(value), abs(before))
+    if not math.isfinite(largest) or largest == 0:
+        return "0" if largest == 0 else NONE
+    moved = round(value - before, 3 - math.floor(math.log10(largest)))
+    return f"{moved:+.4g}".replace("-", MINUS) if moved else "0"
 
 
 def percent(share: float | None) -> str:
@@ -175,7 +177,9 @@ def _metric_row(run: RunRecord, split: str) -> Row:
     change = after - before
     good = change == 0 or (change > 0) == run.higher_is_better
     second = split == "valid" and run.compressed is not None and run.compressed.test is not None
-    return Row(name, measure(before), measure(after), signed(change), good=good, second=second)
+    return Row(
+        name, measure(before), measure(after), difference(after, before), good=good, second=second
+    )
 
 
 def _cost_row(name: str, before: int, after: int | None) -> Row:
@@ -207,7 +211,6 @@ def _latency_row(run: RunRecord) -> Row:
 FILTERS: dict[str, Callable[..., str]] = {
     "count": count,
     "measure": measure,
-    "signed": signed,
     "percent": percent,
     "duration": duration,
     "setting": setting,
