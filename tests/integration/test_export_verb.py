@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sklearn.datasets  # noqa: F401  its first import sets environment variables
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 import prunella
 from prunella import tasks
 from prunella.cli import app
+from prunella.errors import ExportError
 from prunella.runtimes import prepare_onnx
 
 TASK = Path(__file__).parents[1] / "tiny_task.py"
@@ -113,6 +115,22 @@ def test_what_is_wrong_is_told(folder: Path, arguments: list[str], what: str, hi
     error, found = result.stderr.split("error: ")[-1].split("hint: ")
     assert what in error
     assert hint in found
+
+
+def test_int8_that_is_refused_leaves_a_float_file_that_is_compared(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ExportError("int8 is worse by 0.5. Grant more with `max_drop` (`--max-drop`)")
+
+    monkeypatch.setattr("prunella.exporting.quantize", refuse)
+    path = tmp_path / "net.onnx"
+    result = call("export", folder, "--int8", "-o", path)
+    assert result.exit_code == 2
+    assert path.exists()
+    assert re.search(r"^ pruned +\d", result.stdout, re.MULTILINE)
+    assert "on real inputs, batch 4" in result.stderr
+    assert "hint: Grant more with `max_drop` (`--max-drop`)" in result.stderr
 
 
 def test_without_a_run_or_a_final_model(tmp_path: Path) -> None:

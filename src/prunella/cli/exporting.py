@@ -129,3 +129,5 @@ def _export(config: Config, wanted: "Wanted", typed: str, quiet: bool) -> None:
             f"{found.quantized.max_drop:g} of the {found.metric} was granted"
         )
     speaking.console().print(str(exported.path))
+    if found.refused is not None:
+        raise found.refused

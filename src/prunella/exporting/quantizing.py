@@ -100,7 +100,7 @@ def quantize(
             raise ExportError(
                 f"int8 is worse by {drop:.4g} ({before:.4g} in float, {after:.4g} in int8), and "
                 f"at most {max_drop:g} was granted; the float file is as it was. Give more or "
-                "other calibration data, or grant more with `max_drop`"
+                "other calibration data, or grant more with `max_drop` (`--max-drop`)"
             )
     return Quantized(replace(small, path=path), before, after, max_drop, reader.samples)
 

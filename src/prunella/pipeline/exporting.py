@@ -12,7 +12,7 @@ from torch import nn
 from prunella import exporting, tasks
 from prunella.calibration import Calibration
 from prunella.config import Config
-from prunella.errors import ConfigError, WorkspaceError
+from prunella.errors import ConfigError, ExportError, WorkspaceError
 from prunella.exporting import Exported, Quantized, Timing
 from prunella.exporting.quantizing import MAX_DROP, SAMPLES
 from prunella.exporting.targets import target
@@ -66,6 +66,7 @@ class HandedOver:
         timing: The dense model, the pruned one and int8 side by side in the file's runtime.
         dense_size: Bytes that a file of the dense model has.
         metric: The name of the task's metric.
+        refused: Why there is no int8 file although it was asked for.
     """
 
     exported: Exported
@@ -73,6 +74,7 @@ class HandedOver:
     timing: Timing
     dense_size: int
     metric: str
+    refused: ExportError | None = None
 
 
 def export(
@@ -87,8 +89,7 @@ def export(
         typed: The settings as typed, for the commands that messages suggest.
 
     Raises:
-        ExportError: The model cannot be exported, the file computes something else, or int8 loses
-            more than granted.
+        ExportError: The model cannot be exported, or the file computes something else.
         ConfigError: An option is bad, or there is no model yet.
         WorkspaceError: A file cannot be read or written.
     """
@@ -116,7 +117,12 @@ def export(
             data=_data(context, "valid", REAL_BATCHES),
             dynamic=wanted.dynamic,
         )
-        quantized = _int8(context, exported, wanted.max_drop) if wanted.int8 else None
+        quantized, refused = None, None
+        if wanted.int8:
+            try:
+                quantized = _int8(context, exported, wanted.max_drop)
+            except ExportError as cause:  # the float file stands, and is compared all the same
+                refused = cause
         # The dense model as a file of the same kind, or the comparison would be one of kinds.
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="prunella-"))
         dense = exporting.export(
@@ -135,7 +141,9 @@ def export(
             runtime=Runtime(kind.runtime, threads=config.run.threads),
             seconds=config.run.latency_seconds * len(files),
         )
-        return HandedOver(exported, quantized, timing, dense.size, context.task.metric.name)
+        return HandedOver(
+            exported, quantized, timing, dense.size, context.task.metric.name, refused
+        )
 
 
 def settings_of(folder: Path) -> Config:
