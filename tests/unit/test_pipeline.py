@@ -598,6 +598,53 @@ def test_data_no_seed_decides_have_no_fingerprint() -> None:
     assert data_digest(dataclasses.replace(task, data=data), "valid") == "not reproducible"
 
 
+class Heads(nn.Module):
+    """Attention of four heads, of any size, and a classifier."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.q, self.k, self.v = (nn.Linear(6, 4 * size) for _ in range(3))
+        self.out = nn.Linear(4 * size, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, length = x.shape[:2]
+        q, k, v = (
+            part(x).view(n, length, -1, self.size).transpose(1, 2)
+            for part in (self.q, self.k, self.v)
+        )
+        scores = (q @ k.transpose(-2, -1)).softmax(-1)
+        return self.head(self.out((scores @ v).transpose(1, 2).flatten(2)))
+
+
+@pytest.mark.parametrize("size", [2, 8])
+def test_a_layer_down_to_its_last_head_is_pruned_further(size: int) -> None:
+    """What was a unit, the head, is none any more: its positions are, under the same name."""
+    net, x, name = Heads(size).eval(), torch.randn(2, 5, 6), "q"
+    whole = prunella.couple(prunella.trace(net, x))
+    assert whole[name].channels == 4
+    scores = prunella.score(net, whole)
+    last = prunella.transform(net, prunella.allocate(whole, scores, {name: 0.75}), x)
+    groups = prunella.couple(prunella.trace(last, x))
+    assert groups[name].channels == size
+    losses = {group.name: (0.0,) if group.name == name else (1.0,) for group in whole}
+    curves = {n: tuple(1.0 - loss for loss in found) for n, found in losses.items()}
+    sizes = {group.name: group.channels for group in whole}
+    measured = prunella.Sensitivity("accuracy", True, 1.0, (0.75,), curves, sizes)
+    notes: list[str] = []
+    config = load(None, {"prune.max_ratio": 0.5})
+    context: Any = SimpleNamespace(config=config, groups=whole, note=notes.append)
+    damage, most = stages.damage_of(context, measured, groups), stages.most(context, groups)
+    assert damage(name, size) == 0
+    assert damage(name, 1) > 0, "the heads were found to be free, not what is in the last one"
+    assert most[name] == 0.5
+    assert "no such channels as those of" in notes[0]
+    assert name in notes[0]
+    others = [group.name for group in groups if group.name in sizes and group.name != name]
+    assert all(damage(other, sizes[other]) == 0 for other in others)
+
+
 def test_no_group_is_emptied_while_another_can_give() -> None:
     net = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 4, 1))
     groups = prunella.couple(prunella.trace(net, torch.randn(1, 3, 4, 4)))

@@ -21,7 +21,7 @@ from prunella.pipeline.remembering import Made, remembered
 from prunella.pipeline.repairing import ranking, repaired
 from prunella.pipeline.slots import Slot, forget_after
 from prunella.pipeline.timing import plan_for
-from prunella.plan import Groups, Plan
+from prunella.plan import Group, Groups, Plan
 from prunella.progress import Progress
 from prunella.sensitivity import Sensitivity
 from prunella.storing import save
@@ -288,28 +288,48 @@ def chosen_by(context: Context) -> dict[str, Any]:
 
 def most(context: Context, groups: Groups) -> dict[str, float]:
     """Return by group the largest ratio that leaves what `max_ratio` says of the dense model's."""
-    dense = {group.name: group.channels for group in context.groups}
+    dense = _dense_ones(context.groups, groups)
     left = 1 - context.config.prune.max_ratio
     return {
-        group.name: max(0.0, 1 - left * dense.get(group.name, group.channels) / group.channels)
+        group.name: max(0.0, 1 - left * dense.get(group.name, group).channels / group.channels)
         for group in groups
     }
 
 
 def damage_of(context: Context, curves: Sensitivity, groups: Groups) -> Callable[[str, int], float]:
     """Predict damage; a group that only the pruned model has counts as the most fragile known."""
+    dense = _dense_ones(context.groups, groups)
 
     def damage(name: str, kept: int) -> float:
-        if name in curves.curves:
+        if name in dense:
             return curves.damage(name, kept)
         share = kept / groups[name].channels
         known = ((other, int(share * size)) for other, size in curves.channels.items())
         return max((curves.damage(other, left) for other, left in known), default=0.0)
 
-    strange = [group.name for group in groups if group.name not in curves.curves]
+    strange = [group.name for group in groups if group.name not in dense]
     if strange:
         context.note(
-            f"the sensitivity was measured on the dense model, where {', '.join(strange[:3])} is "
-            "no group of its own; it is treated as the most fragile one"
+            "the sensitivity was measured on the dense model, which has no such channels as those "
+            f"of {', '.join(strange[:3])}; they are treated as the most fragile ones"
         )
     return damage
+
+
+def _dense_ones(dense: Groups, groups: Groups) -> dict[str, Group]:
+    """Find the group of the dense model that each group is what is left of, where there is one.
+
+    It has the same name, and channels of as many slices: of a layer that is down to its last head,
+    the positions in that head are the channels, under the name that the heads had.
+    """
+    known = {group.name: group for group in dense}
+    return {
+        group.name: before
+        for group in groups
+        if (before := known.get(group.name)) is not None
+        and all(
+            places.shape[1] == before.axes[axis].shape[1]
+            for axis, places in group.axes.items()
+            if axis in before.axes
+        )
+    }
