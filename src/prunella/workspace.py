@@ -48,10 +48,14 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The answer to "is there a result of these inputs?": the entry, or why there is none."""
+    """The answer to "is there a result of these inputs?": the entry, or why there is none.
+
+    `changed` says what is other than when the result that there is was made.
+    """
 
     entry: Entry | None
     reason: str
+    changed: str = ""
 
 
 class Workspace:
@@ -187,15 +191,14 @@ class Workspace:
                 entry, f"reusing `{self.folder / name}.json`: nothing it depends on changed"
             )
         parts = sorted(entry.inputs.keys() | wanted.keys())
-        changed = [
+        changed = ", ".join(
             text
             for part in parts
             if entry.inputs.get(part) != wanted.get(part)
             for text in _differences(part, entry.inputs.get(part), wanted.get(part))
-        ]
-        return Found(
-            None, f"making `{self.folder / name}.json` again: {', '.join(changed)} changed"
         )
+        reason = f"making `{self.folder / name}.json` again: {changed} changed"
+        return Found(None, reason, changed)
 
     def forget(self, name: str) -> None:
         """Remove a record if it is there, before the files it vouches for are replaced."""

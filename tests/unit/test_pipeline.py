@@ -587,6 +587,15 @@ def test_fingerprints_follow_the_data() -> None:
         assert data_digest(first, split) != data_digest(other, split)
 
 
+def test_what_was_measured_with_other_settings_is_not_passed_over_in_silence(
+    tmp_path: Path, said: pytest.LogCaptureFixture
+) -> None:
+    pipeline.analyze(settings(tmp_path))
+    found = pipeline.suggest(settings(tmp_path, analyze__ratios=(0.25,)))
+    assert found.source.startswith("estimated")
+    assert "what was measured is not used: the settings.ratios" in said.text
+
+
 def test_data_no_seed_decides_have_no_fingerprint() -> None:
     task = tasks.load(str(TASK))
     generator = torch.Generator()

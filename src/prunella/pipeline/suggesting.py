@@ -59,9 +59,11 @@ class Forecast:
 def known_or_estimated(context: Context) -> tuple[Sensitivity, str]:
     """Return the sensitivity on record where there is one, else a quick estimate, and which."""
     _, inputs = foundation(context)
-    entry = context.space.find("sensitivity", inputs).entry if context.peers.main else None
-    if entry is not None:
-        return Sensitivity.from_json(str(entry.payload["sensitivity"])), "measured"
+    found = context.space.find("sensitivity", inputs) if context.peers.main else None
+    if found is not None and found.entry is not None:
+        return Sensitivity.from_json(str(found.entry.payload["sensitivity"])), "measured"
+    if found is not None and found.changed:
+        log.info("what was measured is not used: %s changed", found.changed)
     return _estimated(context), f"estimated on {SAMPLES} samples"
 
 
