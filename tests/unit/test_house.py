@@ -211,6 +211,30 @@ def test_links_between_pages_lead_somewhere():
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def anchors(page):
+    """List the anchors of a page's headings, as the documentation's generator makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    plain = [re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in headings]
+    return {re.sub(r"[-\s]+", "-", heading) for heading in plain}
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=relative)
+def test_links_of_the_documentation_stay_inside_it(page):
+    """What lies outside of docs/ is not on the site, and `make docs` refuses it."""
+    text = page.read_text(encoding="utf-8")
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", text):
+        found = (page.parent / target).resolve() if target else page
+        assert found.is_file(), f"it links to {target}"
+        assert found.is_relative_to(ROOT / "docs"), f"it links to {target}"
+        assert not anchor or anchor in anchors(found), f"{target} has no {anchor}"
+
+
+def test_every_page_is_in_the_navigation():
+    listed = re.findall(r"- ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    pages = (page.relative_to(ROOT / "docs") for page in (ROOT / "docs").rglob("*.md"))
+    assert sorted(listed) == sorted(map(str, pages))
+
+
 def documented():
     """Name everything that a page of the reference is generated from."""
     pages = (ROOT / "docs" / "reference").glob("*.md")

@@ -82,8 +82,8 @@ def reachable(room: Room, ladders: Sequence[Ladder], dense: Costs) -> list[Ladde
     for name in room.exceeded(least):
         left, whole = getattr(least, name), getattr(dense, name)
         raise BudgetError(
-            f"no plan leaves at most {written(name, room.limits[name])} of "
-            f"{written(name, whole)}: the smallest possible leaves {written(name, left)} "
+            f"no plan leaves at most {written(name, room.limits[name])} of the dense model's "
+            f"{_amount(name, whole)}: the smallest possible leaves {_amount(name, left)} "
             f"({left / whole:.1%}). Raise the budget, {_looser(room)}or exclude less",
             reachable=left,
         )
@@ -96,7 +96,11 @@ def _looser(room: Room) -> str:
 
 def written(name: str, cost: float) -> str:
     """Write a cost with its name: `1,000 macs`, `8.25 ms of latency`."""
-    return f"{cost:.4g} ms of latency" if name == "latency" else f"{cost:,} {name}"
+    return f"{_amount(name, cost)} of latency" if name == "latency" else f"{cost:,} {name}"
+
+
+def _amount(name: str, cost: float) -> str:
+    return f"{cost:.4g} ms" if name == "latency" else f"{cost:,}"
 
 
 def used_up(room: Room, left: Costs) -> bool:

@@ -178,6 +178,7 @@ def _trained(stated: Task, folder: Path, progress: Progress | None) -> nn.Module
         pass
     except (SafetensorError, RuntimeError, OSError) as cause:
         _LOG.warning("training `digits` again: `%s` is damaged (%s)", path, cause)
+    _LOG.info("training the dense model of `digits`, once: its weights are kept in `%s`", folder)
     model = finetune(_fresh(), stated, recipe, progress=progress).model.eval()
     _keep(model, path)
     return model
