@@ -38,7 +38,7 @@ def prune(case: Case, where: str) -> Iterator[Pruned]:
         data=f"{len(case.labels)} images, seed {case.seed}",
     )
     curves = {
-        name: curve for name, curve in sensitivity.curves.items() if where == "all" or name != STEM
+        name: curve for name, curve in sensitivity.values.items() if where == "all" or name != STEM
     }
 
     def plan_of(threshold: float) -> prunella.Plan | None:

@@ -231,7 +231,7 @@ def cells(found: prunella.Sensitivity) -> list[float]:
     """Return the values of all groups and ratios at which something is removed."""
     return [
         value
-        for name, curve in sorted(found.curves.items())
+        for name, curve in sorted(found.values.items())
         for ratio, value in zip(found.ratios, curve, strict=True)
         if removed(ratio, found.channels[name])
     ]

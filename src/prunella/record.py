@@ -56,13 +56,16 @@ class ModelRecord:
 
 @dataclass(frozen=True, slots=True)
 class SensitivityRecord:
-    """The metric with one group alone pruned: per group name one value at each ratio removed."""
+    """The metric with one group alone pruned: per group name one value at each ratio removed.
+
+    None is where the metric was no finite number.
+    """
 
     metric: str
     higher_is_better: bool
     baseline: float
     ratios: tuple[float, ...]
-    curves: Mapping[str, tuple[float, ...]]
+    curves: Mapping[str, tuple[float | None, ...]]
     channels: Mapping[str, int]
 
 

@@ -468,6 +468,30 @@ def test_a_run_within_several_budgets(tmp_path: Path) -> None:
     assert set(result.record.budget) == {"macs", "weight_bytes", "activation_bytes"}
 
 
+def test_a_metric_that_breaks_with_one_group_cut_does_not_end_the_run(
+    tmp_path: Path, said: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, calls = Context(settings(tmp_path)).task, iter(range(1000))
+
+    def fragile(pairs: Any) -> float:
+        value = task.metric.compute(pairs)
+        return value / (next(calls) != 2)  # the baseline, its sensitivity, the first cut
+
+    metric = dataclasses.replace(task.metric, compute=fragile)
+    odd = dataclasses.replace(task, metric=metric)
+    monkeypatch.setattr(Context, "task", odd)
+    result = pipeline.run(settings(tmp_path))
+    assert result.record.outcome == "done"
+    values = [v for curve in result.record.sensitivity.curves.values() for v in curve]
+    assert values.count(None) == 1
+    assert said.text.count("no finite number with some groups cut") == 1
+    assert sum("no finite number with some groups cut" in n for n in result.record.notes) == 1
+    assert "A cross: the metric was no finite number" in (tmp_path / "report.html").read_text()
+    again = pipeline.run(settings(tmp_path))
+    assert again.record.sensitivity == result.record.sensitivity
+    assert again.record.notes == result.record.notes
+
+
 def test_repair_leaves_less_to_be_finetuned(
     done: tuple[Path, pipeline.Result], tmp_path: Path
 ) -> None:

@@ -193,6 +193,23 @@ def test_lost_is_positive_for_a_metric_where_lower_is_better(run):
     assert row.good
 
 
+def test_where_the_metric_was_no_number_is_marked(run):
+    curves = {"a": (0.9, None), "b": (0.98, 0.5)}
+    measured = replace(run.sensitivity, ratios=(0.25, 0.5), curves=curves)
+    gaps = replace(run, sensitivity=measured)
+    gaps = RunRecord.from_data(gaps.to_data())
+    assert gaps.sensitivity.curves == curves
+    page = Page(report.render(gaps))
+    heat, lines = json.loads(page.scripts[0])[-2:]
+    cells, crosses = heat["figure"]["data"]
+    assert cells["z"][0][1] == cells["z"][1][1] == pytest.approx(0.485)
+    assert "was no finite number" in cells["text"][0][1]
+    assert (crosses["x"], crosses["y"]) == (["50.0%"], [0])
+    assert "A cross: the metric was no finite number there" in page.text
+    assert lines["figure"]["data"][0]["y"] == [0.985, 0.9, None]
+    assert "A cross" not in Page(report.render(run)).text
+
+
 def test_a_run_that_has_just_begun_is_shown(run):
     begun = replace(
         run, outcome="partial", compressed=None, floor=None, sensitivity=None, rounds=(), groups=(),

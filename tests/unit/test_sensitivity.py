@@ -4,9 +4,11 @@ import json
 import logging
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ from torch import nn
 
 import prunella
 from prunella.errors import ConfigError, TaskError, WorkspaceError
+from prunella.masking import zeroed
 from prunella.sensitivity import Sensitivity, analyze, removed
+from prunella.sensitivity.measuring import lowest
 from tests import oracle
 from tests.models import ZOO
 
@@ -124,16 +128,134 @@ def test_ratios_that_remove_equally_many_are_evaluated_once(setup: Setup) -> Non
                 assert value == found.baseline
 
 
+# Where the metric is no finite number
+
+
+class Breaking(Metric):
+    """Breaks whenever the first group is cut at the largest ratio, in one way or another."""
+
+    def __init__(self, setup: Setup, how: Callable[[], float]) -> None:
+        super().__init__()
+        model, groups, scores = setup
+        self.how, self.group = how, next(iter(groups))
+        count = removed(RATIOS[-1], self.group.channels)
+        axis = self.group.axes.__iter__().__next__()
+        self.tensor = axis.tensor
+        with zeroed(
+            model, groups, {self.group.name: lowest(scores.values[self.group.name], count)}
+        ):
+            self.broken = oracle.tensors(model)[self.tensor].detach().clone()
+
+    def __call__(self, model: nn.Module) -> float:
+        value = super().__call__(model)
+        if torch.equal(oracle.tensors(model)[self.tensor], self.broken):
+            return self.how()
+        return value
+
+
+def divides() -> float:
+    return 1 / int("0")
+
+
+BREAKS = {
+    "nan": lambda: math.nan,
+    "inf": lambda: math.inf,
+    "tensor": lambda: torch.tensor(math.nan),
+    "division": divides,
+}
+
+
+@pytest.mark.parametrize("how", BREAKS)
+def test_a_cut_that_the_metric_cannot_judge_counts_as_the_worst(
+    setup: Setup, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    breaking = Breaking(setup, BREAKS[how])
+    whole = run(setup, Metric())
+    name, last = breaking.group.name, len(RATIOS) - 1
+    found = run(setup, breaking, tmp_path / "journal")
+    for group, curve in whole.curves.items():
+        for i, value in enumerate(curve):
+            assert found.curves[group][i] == (None if (group, i) == (name, last) else value)
+    assert found.damage(name, 1) >= max(found.damage(each, 1) for each in found.curves)
+    assert "`chance` is no finite number with some groups cut" in caplog.text
+    assert f"`{name}` at 0.9" in caplog.text
+    caplog.clear()
+    # It is on record like any other value, and said again.
+    again = Metric()
+    assert run(setup, again, tmp_path / "journal") == found
+    assert again.calls == 0
+    assert f"`{name}` at 0.9" in caplog.text
+    assert Sensitivity.from_json(found.to_json()) == found
+    _, groups, scores = setup
+    plan = prunella.allocate(groups, scores, prunella.Budget(macs=0.9), found.damage)
+    assert plan.after.macs <= 0.9 * plan.before.macs
+
+
+def test_two_processes_find_the_same_gaps(setup: Setup) -> None:
+    breaking = Breaking(setup, divides)
+    assert run(setup, breaking, workers=2) == run(setup, breaking)
+
+
+def test_a_metric_that_raises_on_outputs_that_are_not_finite_has_no_value(setup: Setup) -> None:
+    def strict(model: nn.Module) -> float:
+        with torch.no_grad():
+            out = model(*CASE.inputs(seed=3))
+        if not bool(out.isfinite().all()):
+            raise ValueError("Input contains NaN")
+        return float(out.softmax(1)[:, 1].mean())
+
+    @contextmanager
+    def poisoned(model: nn.Module, groups: Any, gone: Any) -> Iterator[nn.Module]:
+        hook = model.register_forward_hook(lambda module, args, out: out * math.nan)
+        try:
+            yield model
+        finally:
+            hook.remove()
+
+    found = run(setup, strict, cut=poisoned)
+    counts = {group.name: group.channels for group in setup[1]}
+    for name, curve in found.curves.items():
+        for ratio, value in zip(RATIOS, curve, strict=True):
+            assert value == (None if removed(ratio, counts[name]) else found.baseline)
+
+
+def test_a_metric_that_raises_for_another_reason_ends_the_analysis(setup: Setup) -> None:
+    def unreadable() -> float:
+        raise ValueError("the labels are gone")
+
+    with pytest.raises(ValueError, match="the labels are gone"):
+        run(setup, Breaking(setup, unreadable))
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_metric_that_is_not_finite_names_group_and_ratio(setup: Setup, bad: float) -> None:
-    values = iter([0.5, 0.5, bad])
-    first = next(iter(setup[1])).name
-    with pytest.raises(
-        TaskError, match=rf"`chance` is {bad}.*channels of group `{first}`.*ratio 0"
-    ):
-        run(setup, lambda model: next(values))
-    with pytest.raises(TaskError, match="of the dense model; it must be a finite number"):
-        run(setup, lambda model: bad)
+def test_a_metric_of_the_dense_model_that_is_not_finite_is_an_error(
+    setup: Setup, tmp_path: Path, bad: float
+) -> None:
+    for _ in range(2):  # it is not on record either
+        with pytest.raises(TaskError, match=f"is {bad} of the dense model; it must be a finite"):
+            run(setup, lambda model: bad, tmp_path / "journal")
+
+
+def test_what_counts_where_there_is_no_value() -> None:
+    def worst(values: list[float | None], *, higher: bool = True, baseline: float = 0.9) -> float:
+        ratios = (0.25, 0.5)
+        curves = {"a": tuple(values), "b": (baseline, None)}
+        return Sensitivity("m", higher, baseline, ratios, curves, {"a": 8, "b": 8}).worst
+
+    assert worst([0.8, 0.3]) == 0
+    assert worst([0.8, -0.3]) == pytest.approx(-0.3)
+    assert worst([1.0, 1.5], higher=False) == pytest.approx(1.8)
+    assert worst([1.0, 7.5], higher=False) == pytest.approx(7.5)
+    assert worst([None, None], higher=False, baseline=0.0) == 1
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_a_gap_is_damage(higher: bool) -> None:
+    curves = {"g": (0.9, None), "h": (0.9, 0.9)}
+    found = Sensitivity("m", higher, 0.9, (0.25, 0.5), curves, {"g": 8, "h": 8})
+    assert found.damage("g", 6) == 0
+    assert found.damage("g", 4) == pytest.approx(0.9)
+    assert found.damage("h", 4) == 0
 
 
 def test_a_metric_that_changes_the_model_is_found_out() -> None:

@@ -1,5 +1,6 @@
 """The fast mode: what is predicted from a few samples, and what it costs."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,25 @@ def test_what_makes_no_sense_is_an_error(setup: Setup) -> None:
         estimate(model, groups, scores, samples(8), loss, probes=0)
     with pytest.raises(TaskError, match="the metric `loss` is nan of the dense model"):
         estimate(model, groups, scores, samples(8), lambda m: float("nan"), metric="loss")
+
+
+@pytest.mark.parametrize("bad", ["nan", "inf"])
+def test_a_cut_that_the_metric_cannot_judge_counts_as_the_worst(
+    setup: Setup, caplog: pytest.LogCaptureFixture, bad: str
+) -> None:
+    model, groups, scores = setup
+    whole = estimate(model, groups, scores, samples(8), loss, metric="loss", ratios=RATIOS)
+    worst = max(value for curve in whole.values.values() for value in curve)
+
+    def breaking(other: nn.Module) -> float:
+        found = loss(other)
+        return float(bad) if found >= 0.99 * worst else found
+
+    found = estimate(model, groups, scores, samples(8), breaking, metric="loss", ratios=RATIOS)
+    assert "`loss` is no finite number with 1 of the 6 cuts" in caplog.text
+    highest = max(value for curve in found.values.values() for value in curve)
+    assert highest >= 2 * found.baseline
+    assert all(math.isfinite(value) for curve in found.values.values() for value in curve)
 
 
 def test_levels_are_corners_of_a_line_that_rises() -> None:

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 import prunella
 from prunella import pipeline
 from prunella.config import load
-from prunella.errors import ConfigError
+from prunella.errors import ConfigError, TaskError
 from prunella.sensitivity import Samplewise, Sensitivity, analyze, samplewise
 from prunella.sensitivity.interval import Interval
 from prunella.sensitivity.settling import LEAST, WITHIN
 from prunella.tasks import Metric
-from tests import tiny_task
+from tests import oracle, tiny_task
 
 RATIOS = (0.25, 0.5, 0.9)
 
@@ -143,6 +143,25 @@ def test_what_cannot_be_settled_is_refused() -> None:
     far = replace(metric.samples, values=lambda model, batch: torch.full((50,), 3.5))
     with pytest.raises(ConfigError, match=r"3\.5, which is not within \(0\.0, 1\.0\)"):
         analyze(model, groups, scores, far, **settings)
+
+
+def test_a_sample_without_a_number_leaves_the_cut_without_one() -> None:
+    metric = Counting(setup()[0], 200)
+    dense = oracle.state(setup()[0])
+
+    def odd(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        found = metric.samples.values(model, batch).float()
+        whole = oracle.unchanged(model, dense)
+        return found if whole else torch.full_like(found, torch.nan)
+
+    judge = replace(metric.samples, values=odd)
+    settings = {"metric": "m", "higher_is_better": True, "ratios": RATIOS, "confidence": 0.9}
+    found = analyze(*setup(), judge, **settings)
+    assert found.baseline > 0
+    assert {value for curve in found.curves.values() for value in curve} == {None}
+    lost = replace(metric.samples, values=lambda model, batch: torch.full((50,), torch.nan))
+    with pytest.raises(TaskError, match="a sample's metric is nan; it must be a finite number"):
+        analyze(*setup(), lost, **settings)
 
 
 def test_a_task_is_judged_sample_by_sample() -> None:

@@ -170,11 +170,11 @@ class Context:
         """Load a pruned model of the run by the name of its folder."""
         return load_pruned(self.space.folder / name, self.dense).eval()
 
-    def note(self, text: str) -> None:
-        """Warn, and keep the warning for the record."""
+    def note(self, text: str, *, said: bool = False) -> None:
+        """Warn, unless that was `said` already, and keep the warning for the record."""
         if text not in self.notes:
             self.notes.append(text)
-            if self.peers.main:
+            if self.peers.main and not said:
                 log.warning("%s", text)
 
     def command(self, verb: str, **settings: object) -> str:

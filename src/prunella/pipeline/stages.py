@@ -127,7 +127,11 @@ def sensitivity(context: Context) -> Entry:
             )
         return {"sensitivity": found.to_json(), "seconds": time.perf_counter() - began}, ()
 
-    return remembered(context, "sensitivity", inputs, make, together=together)
+    entry = remembered(context, "sensitivity", inputs, make, together=together)
+    gaps = Sensitivity.from_json(str(entry.payload["sensitivity"])).gaps
+    if gaps:
+        context.note(gaps, said=True)  # when it was measured
+    return entry
 
 
 def judge_of(context: Context, task: Task) -> Callable[[nn.Module], float]:

@@ -171,7 +171,7 @@ def forecast(context: Context, curves: Sensitivity, target: Mapping[str, float])
 
 def _predicted(curves: Sensitivity, plan: Plan, kept: Mapping[str, int]) -> float:
     loss = sum(curves.damage(name, count) for name, count in kept.items() if name in plan.channels)
-    seen = [value for curve in curves.curves.values() for value in (*curve, curves.baseline)]
+    seen = [value for curve in curves.values.values() for value in (*curve, curves.baseline)]
     if curves.higher_is_better:
         return max(curves.baseline - loss, min(seen))
     return min(curves.baseline + loss, max(seen))

@@ -187,15 +187,15 @@ def _all(
 ) -> dict[int, float]:
     """Judge plans while there is time; return what was found by place."""
 
-    def at(step: tuple[str, int]) -> float:
-        return measure(draws[step[1]].plan) if time.monotonic() < until else math.nan
+    def at(step: tuple[str, int]) -> float | None:
+        return measure(draws[step[1]].plan) if time.monotonic() < until else None
 
     steps = [(f"plan {i}", i) for i in range(len(draws))]
     several = workers > 1 and len(draws) > 1
     pairs = shared_out(steps, workers, at) if several else ((step, at(step)) for step in steps)
     values: dict[int, float] = {}
     for (_, i), value in pairs:
-        if not math.isnan(value):
+        if value is not None:
             values[i] = value
         advance(1)
     return values

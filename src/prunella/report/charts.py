@@ -15,6 +15,7 @@ LINES = (BLUE, ORANGE, GREEN, "#d946a6", "#b8860b", "#14a3b8", "#94663f", GRAY)
 # From nothing to a lot: the page shows through where nothing is lost.
 HEAT = [[0.0, "rgba(224,102,47,0.04)"], [0.5, "rgba(224,102,47,0.55)"], [1.0, "rgb(176,42,32)"]]
 LONGEST_NAME = 30
+_GAPS = "A cross: the metric was no finite number there, which counts as the worst."
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,21 +184,28 @@ def _sensitivity(measured: SensitivityRecord | None) -> Iterator[Chart]:
     names = list(measured.curves)
     ticks = [percent(ratio) for ratio in measured.ratios]
     sign = 1 if measured.higher_is_better else -1
-    lost = [
-        [sign * (measured.baseline - value) for value in measured.curves[name]] for name in names
+    known = [
+        [None if value is None else sign * (measured.baseline - value) for value in curve]
+        for curve in measured.curves.values()
     ]
+    worst = max((value for row in known for value in row if value is not None), default=0.0)
+    worst = worst if worst > 0 else 1
+    lost = [[worst if value is None else value for value in row] for row in known]
+    gaps = [
+        (tick, row) for row, each in enumerate(known)
+        for tick, value in zip(ticks, each, strict=True) if value is None
+    ]  # fmt: skip
     hover = [
         [
             f"{name}: {percent(ratio)} of {measured.channels.get(name, 0)} channels removed"
-            f"<br>{measured.metric} {measure(value)}, dense {measure(measured.baseline)}"
+            f"<br>{measured.metric} {_found(value)}, dense {measure(measured.baseline)}"
             for ratio, value in zip(measured.ratios, measured.curves[name], strict=True)
         ]
         for name in names
     ]
-    worst = max((value for row in lost for value in row), default=0.0)
     heat = go.Heatmap(
         x=ticks, y=list(range(len(names))), z=lost, text=hover, hoverinfo="text",
-        colorscale=HEAT, zmin=0, zmax=worst if worst > 0 else 1, xgap=2, ygap=2,
+        colorscale=HEAT, zmin=0, zmax=worst, xgap=2, ygap=2,
         colorbar={
             "title": {"text": "lost", "side": "top", "font": {"size": 12}},
             "thickness": 10, "outlinewidth": 0,
@@ -205,6 +213,12 @@ def _sensitivity(measured: SensitivityRecord | None) -> Iterator[Chart]:
         },
     )  # fmt: skip
     figure = go.Figure(heat)
+    if gaps:
+        figure.add_scatter(
+            x=[tick for tick, _ in gaps], y=[row for _, row in gaps], mode="markers",
+            marker={"symbol": "x-thin-open", "color": "white", "size": 8, "line": {"width": 1.5}},
+            hoverinfo="skip", showlegend=False,
+        )  # fmt: skip
     _axes(figure, "channels removed from that group alone", None)
     figure.update_xaxes(type="category", showgrid=False)
     figure.update_yaxes(
@@ -215,11 +229,15 @@ def _sensitivity(measured: SensitivityRecord | None) -> Iterator[Chart]:
         "heat",
         f"{measured.metric} lost, group by group",
         "Each row is one group with all others left whole. Pale groups can spare channels; "
-        "dark ones cannot.",
+        "dark ones cannot." + (f" {_GAPS}" if gaps else ""),
         120 + (24 if len(names) <= 60 else 16) * len(names),
         figure,
     )
     yield _curves(measured, names)
+
+
+def _found(value: float | None) -> str:
+    return "was no finite number" if value is None else measure(value)
 
 
 def _curves(measured: SensitivityRecord, names: Sequence[str]) -> Chart:

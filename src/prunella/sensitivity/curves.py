@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -22,14 +22,15 @@ class Sensitivity:
     """The metric of the task with one group alone pruned.
 
     `curves[group][i]` is the metric with `removed(ratios[i], channels[group])` of that group's
-    lowest-scored channels zeroed and everything else dense; `baseline` is the dense model's.
+    lowest-scored channels zeroed and everything else dense; `baseline` is the dense model's. It is
+    None where the metric was no finite number, which counts as `worst`.
     """
 
     metric: str
     higher_is_better: bool
     baseline: float
     ratios: tuple[float, ...]
-    curves: Mapping[str, tuple[float, ...]]
+    curves: Mapping[str, tuple[float | None, ...]]
     channels: Mapping[str, int]
 
     def __post_init__(self) -> None:
@@ -41,6 +42,51 @@ class Sensitivity:
                     f"{len(self.ratios)} ratios and the group's number of channels, got "
                     f"{len(curve)} values and {self.channels.get(name)} channels"
                 )
+
+    @cached_property
+    def worst(self) -> float:
+        """What counts where the metric was no finite number.
+
+        That is the worst that was seen of any group, and at least a loss as large as the baseline:
+        nothing of an accuracy is left, an error is twice as large.
+
+        Example:
+            >>> Sensitivity("accuracy", True, 0.9, (0.5,), {"a": (None,)}, {"a": 8}).worst
+            0.0
+        """
+        sign = 1.0 if self.higher_is_better else -1.0
+        seen = [value for curve in self.curves.values() for value in curve if value is not None]
+        return self.baseline - sign * largest(
+            self.baseline, [sign * (self.baseline - value) for value in seen]
+        )
+
+    @cached_property
+    def values(self) -> dict[str, tuple[float, ...]]:
+        """The curves as they count: `worst` in place of None."""
+        return {
+            name: tuple(self.worst if value is None else value for value in curve)
+            for name, curve in self.curves.items()
+        }
+
+    @property
+    def gaps(self) -> str:
+        """Where the metric was no finite number, in words; "" where it always was one."""
+        missing = {
+            name: [
+                f"{ratio:.4g}"
+                for ratio, value in zip(self.ratios, self.curves[name], strict=True)
+                if value is None
+            ]
+            for name in self.curves
+        }
+        found = [f"`{name}` at {', '.join(at)}" for name, at in missing.items() if at]
+        if not found:
+            return ""
+        more = f" and {len(found) - 5} more groups" if len(found) > 5 else ""
+        return (
+            f"the metric `{self.metric}` is no finite number with some groups cut, which counts as "
+            f"the worst, {self.worst:.4g}: {'; '.join(found[:5])}{more}"
+        )
 
     def damage(self, group: str, kept_channels: int) -> float:
         """Predict how much of the metric is lost when `group` keeps so many of its channels.
@@ -90,7 +136,7 @@ class Sensitivity:
         channels = self.channels[name]
         losses = {
             removed(ratio, channels) / channels: max(0.0, sign * (self.baseline - value))
-            for ratio, value in zip(self.ratios, self.curves[name], strict=True)
+            for ratio, value in zip(self.ratios, self.values[name], strict=True)
         }
         losses.pop(0.0, None)
         shares = np.array([0.0, *losses])
@@ -122,7 +168,7 @@ class Sensitivity:
                 baseline=float(data["baseline"]),
                 ratios=tuple(float(ratio) for ratio in data["ratios"]),
                 curves={
-                    str(name): tuple(float(value) for value in curve)
+                    str(name): tuple(None if value is None else float(value) for value in curve)
                     for name, curve in data["curves"].items()
                 },
                 channels={str(name): int(count) for name, count in data["channels"].items()},
@@ -142,6 +188,11 @@ def removed(ratio: float, channels: int) -> int:
         (2, 3, 0)
     """
     return channels - max(1, math.floor((1 - ratio) * channels + 0.5))
+
+
+def largest(baseline: float, losses: Iterable[float]) -> float:
+    """Say what is lost, at least, where the metric is no finite number; see `Sensitivity.worst`."""
+    return max([abs(baseline), *losses]) or 1.0
 
 
 def check_ratios(ratios: tuple[float, ...]) -> None:

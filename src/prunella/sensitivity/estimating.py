@@ -1,6 +1,8 @@
 """Predict what measuring would find, from a few samples and a few evaluations."""
 
+import logging
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +16,24 @@ from prunella.model.modes import buffers_kept, evaluating
 from prunella.model.structure import check_numbers
 from prunella.plan import Groups, Scores
 from prunella.repairing.divergence import distance, divergence, divergence_from
-from prunella.sensitivity.curves import RATIOS, Sensitivity, removed
+from prunella.sensitivity.curves import RATIOS, Sensitivity, largest, removed
+from prunella.sensitivity.defined import finite_or_none
 from prunella.sensitivity.measuring import (
     Cut,
     Progress,
     analyze,
     cast_anew,
-    check_value,
+    check_dense,
     lowest,
 )
-from prunella.sensitivity.processes import Step
+from prunella.sensitivity.processes import Step, Value
 from prunella.sensitivity.sharing import Evaluate
 
 PROBES = 6
 DIVERGENCE = "divergence from the dense model"
 _DISTANCE = "distance from the dense model"
+
+log = logging.getLogger("prunella")
 
 
 def estimate(  # noqa: PLR0913  every argument is one decision of the user's
@@ -111,14 +116,24 @@ def estimate(  # noqa: PLR0913  every argument is one decision of the user's
     if evaluate is None:
         return near
     cells = _spread(near, probes)
-    values = []
+    values: list[Value] = []
     with evaluating(model):
-        for name, count in [("", 0), *cells]:
-            gone = {name: lowest(scores.values[name], count)} if count else {}
+        with buffers_kept(model):
+            baseline = float(evaluate(model))
+        check_dense(baseline, metric)
+        for name, count in cells:
+            gone = {name: lowest(scores.values[name], count)}
             with cast_anew(cut(model, groups, gone)), buffers_kept(model):
-                values.append(float(evaluate(model)))
-            check_value(values[-1], metric, groups, name, count)
-    return _converted(near, cells, values, metric, higher_is_better=higher_is_better)
+                values.append(finite_or_none(partial(evaluate, model), model))
+    if None in values:
+        log.warning(
+            "the metric `%s` is no finite number with %d of the %d cuts that were evaluated, which "
+            "counts as the worst",
+            metric,
+            values.count(None),
+            len(values),
+        )
+    return _converted(near, cells, baseline, values, metric, higher_is_better=higher_is_better)
 
 
 def _summed(
@@ -137,7 +152,7 @@ def _summed(
 def _spread(near: Sensitivity, count: int) -> list[Step]:
     """Choose cuts at even steps from those that move the outputs least to those that do most."""
     found: dict[Step, float] = {}
-    for name, curve in near.curves.items():
+    for name, curve in near.values.items():
         for ratio, value in zip(near.ratios, curve, strict=True):
             gone = removed(ratio, near.channels[name])
             if gone:
@@ -150,7 +165,8 @@ def _spread(near: Sensitivity, count: int) -> list[Step]:
 def _converted(
     near: Sensitivity,
     cells: Sequence[Step],
-    values: Sequence[float],
+    baseline: float,
+    values: Sequence[Value],
     metric: str,
     *,
     higher_is_better: bool,
@@ -158,11 +174,13 @@ def _converted(
     """Give distances in units of the metric, which is known of the dense model and some cuts."""
     at = {
         (name, removed(ratio, near.channels[name])): value
-        for name, curve in near.curves.items()
+        for name, curve in near.values.items()
         for ratio, value in zip(near.ratios, curve, strict=True)
     }
-    baseline, sign = values[0], -1 if higher_is_better else 1
-    losses = [sign * (value - baseline) for value in values[1:]]
+    sign = -1 if higher_is_better else 1
+    known = [sign * (value - baseline) for value in values if value is not None]
+    worst = largest(baseline, known)
+    losses = [worst if value is None else sign * (value - baseline) for value in values]
     corners = _levels([at[cell] for cell in cells], losses)
     return Sensitivity(
         metric=metric,
@@ -171,7 +189,7 @@ def _converted(
         ratios=near.ratios,
         curves={
             name: tuple(baseline + sign * _between(*corners, value) for value in curve)
-            for name, curve in near.curves.items()
+            for name, curve in near.values.items()
         },
         channels=near.channels,
     )

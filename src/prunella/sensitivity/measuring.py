@@ -25,7 +25,8 @@ from prunella.plan import Group, Groups, Scores, check_scores
 from prunella.repairing.reconstructing import Reconstruction
 from prunella.replaying import Course
 from prunella.sensitivity.curves import RATIOS, Sensitivity, check_ratios, removed
-from prunella.sensitivity.processes import Step, check_workers, shared_out
+from prunella.sensitivity.defined import finite_or_none
+from prunella.sensitivity.processes import Step, Value, check_workers, shared_out
 from prunella.sensitivity.ranks import check_ranks, dealt_out, first_of
 from prunella.sensitivity.recalibrating import recalibrated
 from prunella.sensitivity.samplewise import Samplewise
@@ -77,6 +78,10 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
     scores or metric is begun again, and the log says why. Other ratios do not make it stale: what
     is known is used.
 
+    A network that lost channels may be beyond the metric: it is NaN, divides by zero, or raises on
+    outputs that are not finite. Such a value is None, counts as the worst (`Sensitivity.worst`),
+    and the log says where. Of the dense model it is an error.
+
     Args:
         model: The dense model the groups are of. It is unchanged afterwards.
         groups: From `couple`.
@@ -111,8 +116,8 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
         The metric for every group and ratio.
 
     Raises:
-        TaskError: The metric is not a finite number, evaluating changed the model, or a process
-            was ended from outside.
+        TaskError: The dense model's metric is no finite number, evaluating changed the model, or a
+            process was ended from outside.
         ConfigError: There cannot be so many workers here; or there is a `confidence`, and
             `evaluate` does not judge sample by sample, or beyond its bounds.
         WorkspaceError: The record was changed by someone else, or cannot be written.
@@ -146,7 +151,8 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
         _report(progress, done, len(steps))
     with evaluating(model), closing(loop.measure(todo, workers, together=together)) as values:
         for (name, count), value in values:
-            check_value(value, metric, groups, name, count)
+            if not count:
+                check_dense(value, metric)
             known[name, count] = value
             if journal is not None:
                 journal.append({"group": name, "removed": count, "value": value})
@@ -156,7 +162,8 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
     if isinstance(judge, Settling) and workers == 1:
         log.info("values were settled after %.0f%% of the samples", 100 * judge.share)
     baseline = known["", 0]
-    return Sensitivity(
+    assert baseline is not None, "it is checked when it is measured"
+    found = Sensitivity(
         metric=metric,
         higher_is_better=higher_is_better,
         baseline=baseline,
@@ -170,11 +177,14 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
         },
         channels={group.name: group.channels for group in groups},
     )
+    if found.gaps:
+        log.warning("%s", found.gaps)
+    return found
 
 
 def _recalled(
     record: Path | None, key: Mapping[str, str]
-) -> tuple[Journal | None, dict[Step, float]]:
+) -> tuple[Journal | None, dict[Step, Value]]:
     """Open the record, and return it with what it knows."""
     if record is None:
         return None, {}
@@ -231,7 +241,7 @@ class _Loop:
 
     def measure(
         self, todo: Sequence[Step], workers: int, *, together: bool
-    ) -> Generator[tuple[Step, float]]:
+    ) -> Generator[tuple[Step, Value]]:
         """Yield the value of every step, the dense model's first."""
         dense, rest = [s for s in todo if not s[1]], [s for s in todo if s[1]]
         if together:
@@ -248,8 +258,8 @@ class _Loop:
             for i, step in enumerate(rest):
                 yield step, self.one(step, left=len(rest) - i)
 
-    def one(self, step: Step, left: int) -> float:
-        """Evaluate the model with a number of a group's channels cut."""
+    def one(self, step: Step, left: int) -> Value:
+        """Evaluate the model with a number of a group's channels cut; None where that cannot be."""
         name, count = step
         if not count:
             return self._dense()
@@ -263,7 +273,7 @@ class _Loop:
             self._recalibrated(changing),
             buffers_kept(self.model),
         ):
-            return float(self.shared.changed())
+            return finite_or_none(self.shared.changed, self.model)
 
     def _dense(self) -> float:
         """Evaluate the dense model, and see that it is as it was."""
@@ -314,18 +324,14 @@ def lowest(scores: np.ndarray, count: int) -> list[int]:
     return [int(channel) for channel in np.argsort(scores, kind="stable")[:count]]
 
 
-def check_value(value: float, metric: str, groups: Groups, name: str, count: int) -> None:
-    """Raise `TaskError` where a metric is not finite; `count` channels of group `name` are gone."""
-    if math.isfinite(value):
-        return
-    where = "of the dense model"
-    if count:
-        share = count / groups[name].channels
-        where = f"with {count} channels of group `{name}` zeroed (ratio {share:.2f})"
-    raise TaskError(
-        f"the metric `{metric}` is {value} {where}; it must be a finite number. Let the metric "
-        "return its worst value where the model's outputs overflow"
-    )
+def check_dense(value: Value, metric: str) -> None:
+    """Raise `TaskError` where the dense model's metric is no finite number."""
+    if value is None or not math.isfinite(value):
+        raise TaskError(
+            f"the metric `{metric}` is {value} of the dense model; it must be a finite number. "
+            "Check the metric for a division by zero, and the model's outputs for values that are "
+            "not finite"
+        )
 
 
 def _learned(model: nn.Module) -> dict[str, Tensor]:

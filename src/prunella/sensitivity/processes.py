@@ -21,6 +21,9 @@ _LOOK = 0.5
 Step = tuple[str, int]
 """A group, and how many of its channels are removed."""
 
+Value = float | None
+"""The metric; None where it is no finite number."""
+
 
 def check_workers(workers: int, model: nn.Module) -> None:
     """Raise `ConfigError` where so many processes cannot measure what one would.
@@ -44,8 +47,8 @@ def check_workers(workers: int, model: nn.Module) -> None:
 
 
 def shared_out(
-    steps: Sequence[Step], workers: int, measure: Callable[[Step], float]
-) -> Iterator[tuple[Step, float]]:
+    steps: Sequence[Step], workers: int, measure: Callable[[Step], Value]
+) -> Iterator[tuple[Step, Value]]:
     """Measure steps in forked processes; yield values as they come.
 
     Groups are dealt out in turn, so that each process has early and late ones.
@@ -102,7 +105,7 @@ def shared_out(
 
 
 def _work(
-    part: Sequence[Step], measure: Callable[[Step], float], sender: Connection, first: int
+    part: Sequence[Step], measure: Callable[[Step], Value], sender: Connection, first: int
 ) -> None:
     torch.set_num_threads(1)
     threading.Thread(target=_end_with, args=(first,), daemon=True).start()

@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from prunella.errors import ConfigError, PrunellaError, TaskError
 from prunella.journal import Journal
-from prunella.sensitivity.processes import Step
+from prunella.sensitivity.processes import Step, Value
 
 
 def check_ranks(workers: int) -> None:
@@ -25,8 +25,8 @@ def check_ranks(workers: int) -> None:
 
 
 def first_of(
-    recall: Callable[[], tuple[Journal | None, dict[Step, float]]],
-) -> tuple[Journal | None, dict[Step, float]]:
+    recall: Callable[[], tuple[Journal | None, dict[Step, Value]]],
+) -> tuple[Journal | None, dict[Step, Value]]:
     """Let the first process open the record, and all know what it knows.
 
     Raises:
@@ -46,8 +46,8 @@ def first_of(
 
 
 def dealt_out(
-    steps: Sequence[Step], measure: Callable[[Step], float]
-) -> Iterator[tuple[Step, float]]:
+    steps: Sequence[Step], measure: Callable[[Step], Value]
+) -> Iterator[tuple[Step, Value]]:
     """Measure one group in each process, tell each other the values, and go on with the next.
 
     Groups that are measured at once are neighbours in the network, so they take equally long. The
@@ -77,12 +77,12 @@ def dealt_out(
         raise
 
 
-_Part = tuple[list[tuple[Step, float]], PrunellaError | None]
+_Part = tuple[list[tuple[Step, Value]], PrunellaError | None]
 
 
 def _told(
-    steps: Sequence[Step], measure: Callable[[Step], float]
-) -> list[list[tuple[Step, float]]]:
+    steps: Sequence[Step], measure: Callable[[Step], Value]
+) -> list[list[tuple[Step, Value]]]:
     """Measure steps, and return what every process measured."""
     parts = _exchanged(_measured(steps, measure))
     for _, error in parts:
@@ -97,7 +97,7 @@ def _exchanged(part: _Part) -> list[_Part]:
     return found
 
 
-def _measured(steps: Sequence[Step], measure: Callable[[Step], float]) -> _Part:
+def _measured(steps: Sequence[Step], measure: Callable[[Step], Value]) -> _Part:
     try:
         return [(step, measure(step)) for step in steps], None
     except PrunellaError as error:

@@ -13,7 +13,15 @@ from prunella.errors import ConfigError
 from prunella.model.modes import evaluating
 from prunella.model.outputs import in_float32
 from prunella.model.structure import device_of, free_bytes
-from prunella.tasks import Split, Task, batches, open_split, positional, to_device
+from prunella.tasks import (
+    NotFiniteError,
+    Split,
+    Task,
+    batches,
+    open_split,
+    positional,
+    to_device,
+)
 
 _SIZE = 64
 """Samples between two looks at whether a value is settled."""
@@ -38,11 +46,18 @@ class Samplewise:
 
         Raises:
             ConfigError: A value is out of bounds.
+            NotFiniteError: One is no finite number. (A TaskError.)
         """
         low, high = self.bounds
         for batch in self.batches:
             found = self.values(model, batch).double().cpu().numpy()
-            if not ((found >= low) & (found <= high)).all():  # also where it is not a number
+            if not np.isfinite(found).all():
+                odd = found[~np.isfinite(found)][0]
+                raise NotFiniteError(
+                    f"a sample's metric is {odd}; it must be a finite number. Check the metric for "
+                    "a division by zero, and the model's outputs for values that are not finite"
+                )
+            if not ((found >= low) & (found <= high)).all():
                 worst = found[~((found >= low) & (found <= high))][0]
                 raise ConfigError(
                     f"a sample's metric is {worst}, which is not within {self.bounds}: how sure a "

@@ -18,7 +18,7 @@ from prunella.tasks._protocol import Split, Task
 
 
 class NotFiniteError(TaskError):
-    """The metric is not finite, or the outputs that it raises on: it is wrong, or the model is."""
+    """The metric is no finite number of this model: it is wrong, or the model is."""
 
 
 def evaluate(
@@ -44,8 +44,8 @@ def evaluate(
 
     Raises:
         TaskError: The split is empty, or its loader or the metric raises.
-        NotFiniteError: The metric is not finite, or raises where the outputs are not. (A
-            TaskError.)
+        NotFiniteError: The metric is not finite, divides by zero, or raises where the outputs are
+            not finite. (A TaskError.)
     """
     where = device_of(model) if device is None else torch.device(device)
     loader = open_split(task, split)
@@ -73,6 +73,12 @@ def evaluate(
                     f"metric `{task.metric.name}` of task `{task.name}` raised "
                     f"{type(cause).__name__} on split `{split}`, and the model's outputs have "
                     f"values that are not finite: {cause}"
+                ) from cause
+            if isinstance(cause, ArithmeticError):
+                raise NotFiniteError(
+                    f"metric `{task.metric.name}` of task `{task.name}` raised "
+                    f"{type(cause).__name__} on split `{split}`: {cause}. It may divide by what "
+                    "there is none of, as a precision does where nothing is found"
                 ) from cause
             raise TaskError(
                 f"judging the model on split `{split}` failed: {type(cause).__name__}: {cause}. "
