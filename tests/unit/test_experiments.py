@@ -155,7 +155,7 @@ def test_lower_may_be_better(tmp_path: Path) -> None:
 def test_search_again_trains_nothing(tmp_path: Path) -> None:
     first = search(small_model(), small_task(), SPACE, folder=tmp_path)
     broken = Points(0)
-    broken.raise_at = (1, 0)
+    broken.raise_at = (2, 0)  # the first epoch is looked at, to see that the data are the same
     again = search(small_model(), small_task(broken), SPACE, folder=tmp_path)
     assert same(first.model, again.model)
     assert story(again) == story(first)
@@ -224,7 +224,9 @@ def test_other_settings_begin_anew(tmp_path: Path) -> None:
     search(small_model(), small_task(), SPACE, folder=tmp_path)
     other = replace(SPACE, lrs=(0.02,), trials=2)
     found = search(small_model(), small_task(), other, folder=tmp_path)
-    assert "made with other settings, from another model or on other data: they" in found.note
+    assert (
+        "made with other settings, from another model, on other data or with another" in found.note
+    )
     assert [dict(e.settings) for e in found.experiments] == list(other.points)
     again = search(small_model(5), small_task(), other, folder=tmp_path)
     assert again.note
@@ -238,7 +240,7 @@ def test_other_data_begin_anew(whole: Search, tmp_path: Path) -> None:
     labels.labels = 1 - labels.labels
     repaired = {**data, "train": "48 points, ghi"}
     found = search(small_model(), small_task(labels), SPACE, folder=tmp_path, data=repaired)
-    assert "or on other data: they were thrown away" in found.note
+    assert "on other data or with another loss or metric: they were thrown away" in found.note
     assert found.best.resumed == SPACE.recipe.epochs  # of its own training, as in any search
     fresh = search(small_model(), small_task(labels), SPACE, folder=tmp_path / "fresh")
     assert story(found) == story(fresh) != story(whole)

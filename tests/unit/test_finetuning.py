@@ -577,6 +577,33 @@ def test_checkpoint_of_another_training_is_not_continued(tmp_path: Path) -> None
     assert "the model changed" in done.note
 
 
+def test_checkpoint_of_other_data_or_another_loss_is_not_continued(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        finetune(small_model(), small_task(), RECIPE, checkpoint=tmp_path, report=Interrupt(2))
+    mended = Points(0)
+    mended.labels[-1] = 1 - mended.labels[-1]
+    done = finetune(small_model(), small_task(mended), RECIPE, checkpoint=tmp_path)
+    assert done.resumed == 0
+    assert "was not continued: the data.train changed" in done.note
+    assert same(done.model, finetune(small_model(), small_task(mended), RECIPE).model)
+
+    task = replace(small_task(mended), loss=lambda outputs, batch: outputs.square().mean())
+    done = finetune(small_model(), task, RECIPE, checkpoint=tmp_path)
+    assert done.resumed == 0
+    assert "was not continued: the data.code changed" in done.note
+    assert finetune(small_model(), task, RECIPE, checkpoint=tmp_path).resumed == 4
+
+
+def test_what_tells_a_training_apart_may_be_known(tmp_path: Path) -> None:
+    known = {"train": "the first", "valid": "half"}
+    finetune(small_model(), small_task(), RECIPE, checkpoint=tmp_path, data=known)
+    done = finetune(small_model(), small_task(Points(5)), RECIPE, checkpoint=tmp_path, data=known)
+    assert done.resumed == 4
+    other = {**known, "train": "the second"}
+    done = finetune(small_model(), small_task(), RECIPE, checkpoint=tmp_path, data=other)
+    assert "data.train ('the first' -> 'the second') changed" in done.note
+
+
 def test_only_the_last_epoch_is_kept(tmp_path: Path) -> None:
     (tmp_path / ".unfinished-left").write_text("by a killed process")
     finetune(small_model(), small_task(), RECIPE, checkpoint=tmp_path)

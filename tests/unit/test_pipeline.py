@@ -19,9 +19,10 @@ from prunella import pipeline, tasks
 from prunella.config import Config, load
 from prunella.costs import count_activation_bytes, count_weight_bytes
 from prunella.errors import BudgetError, ConfigError, TaskError, WorkspaceError
+from prunella.finetuning.fingerprints import data_digest
 from prunella.model.examples import samples_in
 from prunella.pipeline import exporting, healing, rounds, stages, suggesting, verbs
-from prunella.pipeline.context import Context, data_digest, share_of
+from prunella.pipeline.context import Context, share_of
 from prunella.pipeline.judging import floor_of
 from prunella.pipeline.repairing import inputs_of
 from prunella.pipeline.slots import Slot, attempts
@@ -164,6 +165,54 @@ def test_a_changed_setting_is_the_reason(tmp_path: Path, said: pytest.LogCapture
     assert "baseline.json` again" not in said.text
 
 
+OWN = """
+from dataclasses import replace
+
+from prunella.tasks import Metric
+from tests import tiny_task
+
+
+def share(pairs):
+    found = [float((out.argmax(1) == batch[1]).float().mean()) for out, batch in pairs]
+    return METRIC * sum(found) / len(found)
+
+
+def task():
+    base = tiny_task.task()
+    loss = lambda outputs, batch: LOSS * base.loss(outputs, batch)
+    return replace(base, loss=loss, metric=Metric("share", True, share))
+"""
+
+
+def test_a_changed_metric_or_loss_makes_anew_what_depends_on_it(
+    tmp_path: Path, said: pytest.LogCaptureFixture
+) -> None:
+    def run(metric: str, loss: str) -> RunRecord:
+        said.clear()
+        (tmp_path / "own.py").write_text(OWN.replace("METRIC", metric).replace("LOSS", loss))
+        given = {"task__spec": str(tmp_path / "own.py"), "prune__rounds": 1}
+        return pipeline.run(settings(tmp_path / "run", **given)).record
+
+    first = run("1.0", "1.0")
+    assert run("1.0", "1.0").rounds == first.rounds
+    assert "again" not in said.text
+    half = run("0.5", "1.0")
+    assert "baseline.json` again: the code.metric changed" in said.text
+    assert "sensitivity.json` again: the code.metric changed" in said.text
+    assert half.baseline.valid == first.baseline.valid / 2
+    assert half.baseline.test == first.baseline.test / 2
+    for name, curve in half.sensitivity.curves.items():
+        assert curve == tuple(value / 2 for value in first.sensitivity.curves[name])
+    assert half.rounds[0].attempts[0].metric <= 0.5
+    assert half.rounds[0].attempts[0].pruned_metric <= 0.5
+    other = run("0.5", "0.5")
+    assert "sensitivity.json` again" not in said.text
+    assert "finetune.json` again: the code.training changed" in said.text
+    assert other.sensitivity == half.sensitivity
+    losses = [found.rounds[0].attempts[0].experiments[0].epochs[0].loss for found in (half, other)]
+    assert losses[1] < losses[0]
+
+
 def test_changed_data_are_warned_about(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
     pipeline.analyze(settings(tmp_path))
     result = pipeline.analyze(settings(tmp_path, task__options={"seed": 1}))
@@ -254,7 +303,7 @@ def test_a_run_that_was_cut_off_can_be_reported_on(
     assert record.compressed.latency is None
 
 
-def test_experiments_are_told_which_data_they_are_made_on(
+def test_experiments_are_told_what_they_are_made_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: dict[str, Any] = {}
@@ -267,7 +316,11 @@ def test_experiments_are_told_which_data_they_are_made_on(
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(settings(tmp_path))
     task = tasks.load(str(TASK))
-    assert told["data"] == {split: data_digest(task, split) for split in ("train", "valid")}
+    assert told["data"] == {
+        **{split: data_digest(task, split) for split in ("train", "valid")},
+        "metric": tasks.code_of(task.metric.compute, task.inputs),
+        "training": tasks.code_of(task.loss, None, task.inputs),
+    }
 
 
 def test_the_caller_s_random_generators_are_left_alone(tmp_path: Path) -> None:

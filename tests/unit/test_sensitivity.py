@@ -360,6 +360,23 @@ def test_other_weights_and_other_scores_make_a_record_stale(
     assert "scores changed" in caplog.text
 
 
+def test_another_function_makes_a_record_stale(
+    setup: Setup, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def mean(model: nn.Module) -> float:
+        with torch.no_grad():
+            return float(model(*CASE.inputs(seed=3)).mean())
+
+    def largest(model: nn.Module) -> float:
+        with torch.no_grad():
+            return float(model(*CASE.inputs(seed=3)).max())
+
+    run(setup, mean, tmp_path / "journal")
+    with caplog.at_level(logging.WARNING, "prunella"):
+        assert run(setup, largest, tmp_path / "journal") == run(setup, largest)
+    assert "evaluate changed since it was recorded" in caplog.text
+
+
 def test_other_data_to_refit_on_make_a_record_stale(
     setup: Setup, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

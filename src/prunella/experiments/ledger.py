@@ -90,11 +90,11 @@ class Ledger:
             if self._study.user_attrs.get("identity", wanted) != wanted:
                 self.note = (
                     f"the experiments in `{folder}` were made with other settings, from another "
-                    "model or on other data: they were thrown away"
+                    "model, on other data or with another loss or metric: they were thrown away"
                 )
                 self._renew(higher_is_better)
             elif self._all_failed():
-                # Code has no fingerprint: a loss or a training loop may have been repaired since.
+                # What a library runs has no fingerprint: it may have been repaired since.
                 self._renew(higher_is_better)
             self._study.set_user_attr("identity", wanted)
             for point in points[len(self._study.trials) :]:

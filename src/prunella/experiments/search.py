@@ -18,6 +18,7 @@ from prunella.errors import ConfigError, TaskError
 from prunella.experiments.halving import ranked, rungs, total_epochs
 from prunella.experiments.ledger import Experiment, Ledger
 from prunella.finetuning import DECAYS, Decay, DivergedError, Finetuned, Moments, Recipe, finetune
+from prunella.finetuning.fingerprints import told_apart
 from prunella.finetuning.moments import digest_moments
 from prunella.finetuning.together import together
 from prunella.model.structure import weights_digest
@@ -154,8 +155,9 @@ def search(  # noqa: PLR0913
         teacher: See `finetune`.
         plan: See `finetune`.
         moments: See `finetune`.
-        data: What tells the data apart from others, such as a fingerprint of each split:
-            experiments that were made on others are thrown away. None where that is not known.
+        data: What tells the data apart from others, such as a fingerprint of each split, and the
+            functions that train and judge, such as `tasks.code_of`: experiments that were made with
+            others are thrown away. None: as `finetune` does.
         progress: See `prunella.progress`.
 
     Raises:
@@ -167,6 +169,7 @@ def search(  # noqa: PLR0913
         space = Space(alone, (alone.lr,), (alone.decay,), trials=1)
     processes = Accelerator()
     main = processes.is_main_process
+    made_with = told_apart(task) if data is None else dict(data)
     identity = {
         "recipe": asdict(space.recipe),
         "points": space.points,
@@ -175,7 +178,7 @@ def search(  # noqa: PLR0913
         "teacher": weights_digest(teacher) if teacher is not None and space.recipe.taught else None,
         "plan": plan and hashlib.sha256(plan.to_json().encode()).hexdigest(),
         "moments": digest_moments(moments) if moments and space.recipe.carry_state else None,
-        **({} if data is None else {"data": dict(data)}),
+        "data": made_with,
     }
 
     def train(number: int, until: int, seen: Callable[[int, float], None]) -> Finetuned:
@@ -191,6 +194,7 @@ def search(  # noqa: PLR0913
             plan=plan,
             moments=moments,
             checkpoint=folder / f"experiment-{number:02d}",
+            data=made_with,
             progress=progress,
             report=report,
         )

@@ -98,6 +98,14 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
 
 
+@contextmanager
+def own_chance(seed: int, device: torch.device) -> Iterator[None]:
+    """Let what happens inside draw from its own seed, and leave the caller's numbers alone."""
+    with own_randomness(device):
+        seed_all(seed)
+        yield
+
+
 def _start_epoch(loader: Iterable[Any], number: int, seed: int) -> None:
     parts = [loader, *(getattr(loader, name, None) for name in ("sampler", "batch_sampler"))]
     for part in (*parts, getattr(loader, "dataset", None)):

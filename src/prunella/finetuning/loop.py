@@ -21,6 +21,7 @@ from prunella.finetuning.averaging import Average, put
 from prunella.finetuning.checkpoint import Checkpoint, Saved
 from prunella.finetuning.features import Features, points_of
 from prunella.finetuning.feeding import Feed, own_randomness, seed_all
+from prunella.finetuning.fingerprints import told_apart
 from prunella.finetuning.learner import Learner, channels_last, make_optimizer
 from prunella.finetuning.losses import (
     DivergedError,
@@ -56,6 +57,7 @@ def finetune(  # noqa: PLR0913
     plan: Plan | None = None,
     moments: Moments | None = None,
     checkpoint: Path | None = None,
+    data: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     report: Report | None = None,
 ) -> Finetuned:
@@ -78,7 +80,11 @@ def finetune(  # noqa: PLR0913
         moments: What an optimizer of the same kind remembers of the training before, cut like the
             model (`finetuning.cut_moments`); for `recipe.carry_state`.
         checkpoint: Folder in which each finished epoch is saved, and from which training goes on.
-            With several processes all must see it.
+            With several processes all must see it. One that was made of something else (another
+            model, other data, another loss, ...) is begun again, and the result's `note` says why.
+        data: What tells the data and the functions of the task apart from others. None: that is
+            found out where there is a `checkpoint`, from the first batches of both splits and the
+            code of the functions, without the values they hold.
         progress: See `prunella.progress`.
         report: Called after each epoch with its number, loss and metric on "valid"; True ends the
             training there. Epochs taken from a checkpoint are reported again, so that a decision
@@ -111,6 +117,7 @@ def finetune(  # noqa: PLR0913
             "plan": plan and hashlib.sha256(plan.to_json().encode()).hexdigest(),
             "moments": moments and digest_moments(moments),
             "processes": accelerator.num_processes,
+            "data": _told(task, data) if checkpoint else None,
         },
     )
     trained = copy.deepcopy(model)
@@ -451,6 +458,10 @@ def _why(cause: Exception, task: Task, inputs: tuple[Any, ...]) -> str:
         f"the model of task `{task.name}` raised {type(cause).__name__} in training mode, on a "
         f"batch of {samples} sample{'' if samples == 1 else 's'}{own_line(cause)}: {cause}.{remedy}"
     )
+
+
+def _told(task: Task, data: Mapping[str, str] | None) -> dict[str, str]:
+    return told_apart(task) if data is None else dict(data)
 
 
 def _mask(model: nn.Module, plan: Plan) -> None:

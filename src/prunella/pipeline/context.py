@@ -2,11 +2,10 @@
 
 import contextlib
 import dataclasses
-import itertools
 import logging
 import math
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +18,8 @@ from prunella.config import Config, changed, joined
 from prunella.costs.memory import count_activation_bytes
 from prunella.costs.predicted import predict
 from prunella.coupling import couple
-from prunella.finetuning.feeding import Feed, own_randomness, seed_all
+from prunella.finetuning.feeding import own_chance, own_randomness
+from prunella.finetuning.fingerprints import Limited, in_order, trained_on
 from prunella.graph import Graph
 from prunella.latency import LatencyModel
 from prunella.model.devices import device_named
@@ -37,12 +37,6 @@ from prunella.storing import load as load_pruned
 from prunella.tasks import Split, Task
 from prunella.tracing import trace
 from prunella.workspace import Workspace
-
-FINGERPRINT_BATCHES = 8
-
-DRAWS = 0
-"""Seed of what is drawn where data are looked at: the same draws for a fingerprint and for all that
-is measured, whatever the seed of the run."""
 
 log = logging.getLogger("prunella")
 
@@ -155,7 +149,19 @@ class Context:
     @cached_property
     def data(self) -> Mapping[str, str]:
         """Fingerprints of the data that choices are made on."""
-        return {split: data_digest(self.task, split) for split in ("train", "valid")}
+        return trained_on(self.task)
+
+    @cached_property
+    def code(self) -> Mapping[str, str]:
+        """What tells the functions that judge and train models from others.
+
+        It is first asked for before they are used: they may count or collect.
+        """
+        task = self.task
+        return {
+            "metric": tasks.code_of(task.metric.compute, task.inputs),
+            "training": tasks.code_of(task.loss, task.train, task.inputs),
+        }
 
     def groups_of(self, model: nn.Module) -> Groups:
         """Trace and couple a pruned model."""
@@ -225,49 +231,6 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@contextlib.contextmanager
-def own_chance(seed: int, device: torch.device) -> Iterator[None]:
-    """Let what happens inside draw from its own seed, and leave the caller's numbers alone."""
-    with own_randomness(device):
-        seed_all(seed)
-        yield
-
-
-def data_digest(task: Task, split: Split, batches: int = FINGERPRINT_BATCHES) -> str:
-    """Hash the first batches of a split, and how many there are.
-
-    Data that differ from one pass to the next (an augmentation that no seed decides) have no
-    fingerprint: "not reproducible", which equals itself, so it never makes a result stale.
-    """
-
-    def first(asked: Split) -> Iterable[Any]:
-        loader = tasks.open_split(task, asked)
-        return Limited(lambda: _in_order(loader, asked), batches)
-
-    bounded = dataclasses.replace(task, data=first)
-    found = set()
-    for _ in range(2):
-        with own_chance(DRAWS, torch.device("cpu")):
-            found.add(tasks.fingerprint(bounded, split))
-    size = tasks.size_of(tasks.open_split(task, split))
-    return f"{size} batches, {found.pop()[:16]}" if len(found) == 1 else "not reproducible"
-
-
-def _in_order(loader: Iterable[Any], split: Split) -> Iterable[Any]:
-    """Give a split's batches, those of the shuffled training data in the same order every time."""
-    return Feed(loader, DRAWS).epoch(1) if split == "train" else loader
-
-
-class Limited:
-    """The first batches of a loader, as often as asked."""
-
-    def __init__(self, start: Callable[[], Iterable[Any]], batches: int) -> None:
-        self._start, self._batches = start, batches
-
-    def __iter__(self) -> Iterator[Any]:
-        return itertools.islice(iter(self._start()), self._batches)
-
-
 def share_of(task: Task, split: Split, share: float) -> Task:
     """Give the same task with only a share of a split's batches, rounded up: always the same ones.
 
@@ -282,6 +245,6 @@ def share_of(task: Task, split: Split, share: float) -> Task:
     kept = math.ceil(share * size)
 
     def first(asked: Split) -> Iterable[Any]:
-        return Limited(lambda: _in_order(task.data(asked), asked), kept)
+        return Limited(lambda: in_order(task.data(asked), asked), kept)
 
     return dataclasses.replace(task, data=first)

@@ -13,10 +13,11 @@ from torch import nn
 from prunella.costs import count_macs, count_params
 from prunella.costs.latency import Latency, compare, speedup
 from prunella.errors import CertificateError
+from prunella.finetuning.fingerprints import data_digest
 from prunella.latency.meeting import Met, judged
 from prunella.model.carrying import plan_of
 from prunella.model.structure import digest_of, tensors, weights_digest
-from prunella.pipeline.context import Context, data_digest
+from prunella.pipeline.context import Context
 from prunella.pipeline.remembering import Made, remembered
 from prunella.pipeline.slots import Slot
 from prunella.pipeline.stages import kept_of
@@ -70,6 +71,7 @@ def test(context: Context, final: Entry) -> Entry:
         "dense": context.weights,
         "data": data_digest(context.task, "test"),
         "metric": metric.name,
+        "code": {"metric": context.code["metric"]},
     }
     before = context.space.read("test")
     if before is not None and before.inputs.get("model") != inputs["model"]:

@@ -66,6 +66,7 @@ def heal(context: Context, slot: Slot, start: Start, pruned: Entry, *, last: boo
     inputs: dict[str, Any] = {
         "pruned": pruned.payload["model"],
         "data": dict(context.data),
+        "code": dict(context.code),
         "teacher": context.weights if space.recipe.taught else "none",
         "recipe": asdict(space.recipe),
         "experiments": list(space.points),
@@ -94,7 +95,7 @@ def heal(context: Context, slot: Slot, start: Start, pruned: Entry, *, last: boo
             teacher=context.dense,
             plan=plan,
             moments=moments,
-            data=context.data,
+            data={**context.data, **context.code},
             progress=context.progress,
         )
         healed = trained(found.model.to(context.device), plan)

@@ -7,10 +7,10 @@ from torch import nn
 
 from prunella import tasks
 from prunella.calibration import Calibration
-from prunella.finetuning.feeding import Feed
+from prunella.finetuning.feeding import Feed, own_chance
 from prunella.masking import zeroed
 from prunella.model.examples import Arguments, samples_in
-from prunella.pipeline.context import Context, own_chance
+from prunella.pipeline.context import Context
 from prunella.plan import Groups, Plan, Scores
 from prunella.repairing.compensating import compensate
 from prunella.repairing.reconstructing import reconstruct

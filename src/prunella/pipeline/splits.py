@@ -6,8 +6,8 @@ import torch
 
 from prunella import tasks
 from prunella.errors import TaskError
-from prunella.finetuning.feeding import Feed
-from prunella.pipeline.context import Context, own_chance
+from prunella.finetuning.feeding import Feed, own_chance
+from prunella.pipeline.context import Context
 from prunella.tasks import Split
 
 

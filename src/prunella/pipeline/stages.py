@@ -12,11 +12,13 @@ from torch import nn
 
 from prunella import sensitivity as analysis
 from prunella.allocating import allocate
+from prunella.finetuning.feeding import own_chance
+from prunella.finetuning.fingerprints import DRAWS
 from prunella.masking import mask
 from prunella.model.carrying import plan_of
 from prunella.model.structure import weights_digest
 from prunella.pipeline.budgets import shares
-from prunella.pipeline.context import DRAWS, Context, own_chance, share_of, threads
+from prunella.pipeline.context import Context, share_of, threads
 from prunella.pipeline.remembering import Made, remembered
 from prunella.pipeline.repairing import ranking, repaired
 from prunella.pipeline.slots import Slot, forget_after
@@ -50,6 +52,7 @@ def baseline(context: Context) -> Entry:
     inputs = {
         "task": {"spec": context.config.task.spec, "options": dict(context.config.task.options)},
         "metric": f"{metric.name}, {'higher' if metric.higher_is_better else 'lower'} is better",
+        "code": {"metric": context.code["metric"]},
         "weights": context.weights,
         "structure": context.graph.digest,
         "data": dict(context.data),
@@ -83,6 +86,7 @@ def foundation(context: Context) -> tuple[Task, dict[str, Any]]:
     task = share_of(context.task, settings.split, settings.share)
     metric = task.metric
     return task, {
+        "code": {"metric": context.code["metric"]},
         "weights": context.weights,
         "structure": context.graph.digest,
         "metric": f"{metric.name}, {'higher' if metric.higher_is_better else 'lower'} is better",
@@ -117,7 +121,8 @@ def sensitivity(context: Context) -> Entry:
                 higher_is_better=task.metric.higher_is_better,
                 ratios=settings.ratios,
                 record=context.space.path("analysis.journal"),
-                data=f"{inputs['data']}, {settings.split}, {settings.share=}, {settings.precision}",
+                data=f"{inputs['data']}, {settings.split}, {settings.share=}, "
+                f"{settings.precision}, {context.code['metric']}",
                 workers=settings.workers,
                 together=together,
                 confidence=settings.confidence,
@@ -202,6 +207,7 @@ def cut(
     inputs = {
         "start": {"name": start.name, "weights": start.digest},
         "structure": context.graph.digest,
+        "code": {"metric": context.code["metric"]},
         "target": dict(target),
         "sensitivity": digest(text),
         "settings": {

@@ -15,10 +15,12 @@ from prunella import tasks
 from prunella.allocating import allocate
 from prunella.calibration import Calibration
 from prunella.errors import BudgetError, NothingToPruneError
+from prunella.finetuning.feeding import own_chance
+from prunella.finetuning.fingerprints import DRAWS
 from prunella.model.examples import Arguments
 from prunella.pipeline.budgets import asked as budgeted
 from prunella.pipeline.budgets import budget_of
-from prunella.pipeline.context import DRAWS, Context, own_chance, share_of
+from prunella.pipeline.context import Context, share_of
 from prunella.pipeline.remembering import Made, remembered
 from prunella.pipeline.repairing import ranking
 from prunella.pipeline.stages import counted, damage_of, foundation, judge_of, most

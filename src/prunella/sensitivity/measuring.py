@@ -32,6 +32,7 @@ from prunella.sensitivity.recalibrating import recalibrated
 from prunella.sensitivity.samplewise import Samplewise
 from prunella.sensitivity.settling import Settling
 from prunella.sensitivity.sharing import Evaluate, Shared
+from prunella.tasks import code_of
 
 Cut = Callable[[nn.Module, Groups, Mapping[str, Sequence[int]]], AbstractContextManager[nn.Module]]
 """Takes some channels of a model (by group) away for a while."""
@@ -75,8 +76,8 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
 
     With `record`, every value is on the disk before the next is computed: an analysis that was
     killed goes on where it was. A record made with other weights, another structure, other data,
-    scores or metric is begun again, and the log says why. Other ratios do not make it stale: what
-    is known is used.
+    scores or metric, or by another `evaluate`, is begun again, and the log says why. Other ratios
+    do not make it stale: what is known is used.
 
     A network that lost channels may be beyond the metric: it is NaN, divides by zero, or raises on
     outputs that are not finite. Such a value is None, counts as the worst (`Sensitivity.worst`),
@@ -94,7 +95,8 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
         higher_is_better: Whether a larger value of the metric is the better one.
         ratios: Fractions of channels removed, ascending, each in (0, 1).
         record: File of results for going on after a kill; None keeps nothing.
-        data: Fingerprint of the data `evaluate` uses, part of what makes a record stale.
+        data: Fingerprint of the data and values `evaluate` uses, part of what makes a record stale;
+            so is its code.
         memory: Bytes that may be kept of what evaluations share; where it is not enough, some
             batches run through the whole model. None: a quarter of the free memory, and nothing
             where all evaluations together take seconds. 0: nothing is shared.
@@ -138,6 +140,7 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
         "scores": _fingerprint_scores(scores),
         "cut": _fingerprint_cut(cut, recalibrate),
         "metric": f"{metric}, {'higher' if higher_is_better else 'lower'} is better",
+        "evaluate": code_of(evaluate, values=False)[:16],
     }
     opened = partial(_recalled, record, key)
     journal, known = first_of(opened) if together else opened()

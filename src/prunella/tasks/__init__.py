@@ -1,5 +1,6 @@
 """Tasks: the protocol a user's problem follows, the built-in ones, and how a model is judged."""
 
+from prunella.tasks._code import code_of as code_of
 from prunella.tasks._evaluating import NotFiniteError as NotFiniteError
 from prunella.tasks._evaluating import batches as batches
 from prunella.tasks._evaluating import evaluate as evaluate
@@ -25,6 +26,7 @@ __all__ = [
     "Task",
     "accuracy",
     "batches",
+    "code_of",
     "cross_entropy",
     "evaluate",
     "fingerprint",
