@@ -164,6 +164,11 @@ SAME = {
         "def data(): return 1\ndef metric(a): return a.data",
         "def data(): return 2\ndef metric(a): return a.data",
     ),
+    "a class that a framework fills": (
+        "from pydantic import BaseModel\nclass C(BaseModel):\n  k: int\nC0 = C(k=1)\n"
+        "def metric(a): return C0.k",
+    )
+    * 2,
     "an object without a name": (
         "o = object()\ndef metric(a): return a is o",
         "keep = [object()]\no = object()\ndef metric(a): return a is o",

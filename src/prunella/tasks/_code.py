@@ -140,7 +140,7 @@ class _Walk:
             self._code(function.__code__, depth)
         held = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
         held += [function.__defaults__, function.__kwdefaults__]
-        held += [part for name, part in vars(function).items() if _counts(name)]
+        held += [part for name, part in vars(function).items() if _counts(name, part)]
         # Of what wraps a function of the user's only that is of interest.
         self._all([part for part in held if callable(part)] if foreign else held, depth)
         if not foreign:
@@ -207,8 +207,8 @@ class _Walk:
                 self._all((key, one), depth)
 
     def _items(self, parts: Mapping[str, Any], depth: int) -> None:
-        for name in sorted(filter(_counts, parts)):
-            if not self._values and not callable(parts[name]):
+        for name in sorted(name for name, part in parts.items() if _counts(name, part)):
+            if not self._values and not _is_code(parts[name]):
                 continue  # it may have come since
             self._tell("name", name)
             self.take(parts[name], depth)
@@ -261,15 +261,22 @@ def _is_documented(code: CodeType) -> bool:
 def _attributes(value: Any) -> dict[str, Any]:
     listed = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__]
     slots = [name for names in listed for name in ((names,) if isinstance(names, str) else names)]
-    found = {name: getattr(value, name) for name in slots if _counts(name) and hasattr(value, name)}
+    found = {name: getattr(value, name) for name in slots if hasattr(value, name)}
     found |= getattr(value, "__dict__", {})
     if isinstance(value, nn.Module):
         found.pop("training", None)  # a mode that it is put into
     return found
 
 
-def _counts(name: Any) -> bool:
-    return isinstance(name, str) and name not in _INCIDENTAL
+def _counts(name: Any, value: Any) -> bool:
+    """Say whether an attribute is the user's; what frameworks keep in classes is not."""
+    if not isinstance(name, str) or name in _INCIDENTAL:
+        return False
+    return not name.startswith("__") or _is_code(value)
+
+
+def _is_code(value: Any) -> bool:
+    return callable(value) or isinstance(value, (*_WRAPPERS, property))
 
 
 def _filled(cell: Any) -> bool:
