@@ -169,6 +169,7 @@ BREAKS = {
 def test_a_cut_that_the_metric_cannot_judge_counts_as_the_worst(
     setup: Setup, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
+    caplog.set_level(logging.WARNING, "prunella")
     breaking = Breaking(setup, BREAKS[how])
     whole = run(setup, Metric())
     name, last = breaking.group.name, len(RATIOS) - 1

@@ -157,6 +157,7 @@ def test_a_cut_that_the_metric_cannot_judge_counts_as_the_worst(
         found = loss(other)
         return float(bad) if found >= 0.99 * worst else found
 
+    caplog.set_level("WARNING", "prunella")
     found = estimate(model, groups, scores, samples(8), breaking, metric="loss", ratios=RATIOS)
     assert "`loss` is no finite number with 1 of the 6 cuts" in caplog.text
     highest = max(value for curve in found.values.values() for value in curve)
