@@ -182,7 +182,7 @@ def test_a_cut_that_the_metric_cannot_judge_counts_as_the_worst(
     assert f"`{name}` at 0.9" in caplog.text
     caplog.clear()
     # It is on record like any other value, and said again.
-    again = Metric()
+    again = Breaking(setup, BREAKS[how])
     assert run(setup, again, tmp_path / "journal") == found
     assert again.calls == 0
     assert f"`{name}` at 0.9" in caplog.text
