@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import FrozenBatchNorm2d
 
 import prunella
 from prunella.certifying import compare
@@ -267,6 +268,35 @@ def test_a_wrong_plan_is_found_where_hardly_a_signal_comes_through(
     unseen = compare(model, smaller, replace(wrong, example=None), (x,))
     assert unseen.holds, "the given weights show it, so the test shows nothing"
     assert compare(model, smaller, wrong, (x,)).error > 1e-4
+
+
+class Lengths(nn.Module):
+    """Takes no lengths but such as add up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        if lengths.sum() != len(x):
+            raise ValueError("lengths do not add up")
+        return self.b(self.a(x).relu()) * lengths.repeat_interleave(lengths)[:, None]
+
+
+def test_inputs_that_are_not_just_any_numbers_stay_as_given() -> None:
+    given = torch.randn(9, 6), torch.tensor([2, 3, 4])
+    assert prunella.prune(Lengths().eval(), given, ratio=0.5).certificate.runs == 2
+
+
+def test_norms_written_by_hand_let_a_signal_through_when_perturbed() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), FrozenBatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8),
+        nn.ReLU(), nn.Conv2d(8, 4, 3),
+    ).eval()  # fmt: skip
+    # Repair has put zeros where channels go, also into the variances.
+    result = prunella.prune(model, IMAGE, macs=0.5, calibration=[IMAGE])
+    assert result.certificate.runs == 2
 
 
 class Doubling(nn.Module):
