@@ -1,5 +1,6 @@
 """Capturing: by export where that works, else one recorded run, in the same words."""
 
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+import prunella
 from prunella.errors import TraceError
 from prunella.graph import Ref
 from prunella.model.containers import filled
@@ -247,6 +249,97 @@ def test_on_the_meta_device_there_is_nothing_to_record() -> None:
         model, x = Empties().eval(), torch.randn(2, 4)
     with pytest.raises(TraceError, match="Empties"):
         capture(model, (x,), {})
+
+
+class Asks(nn.Module):
+    """Asks tensors that nothing goes into for their numbers."""
+
+    def __init__(self, ask: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.ask = ask
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ask(self.fc(x))
+
+
+def checked(x: Tensor) -> Tensor:
+    deviations = torch.as_tensor([0.5, 1.0, 2.0, 1.0], dtype=x.dtype)
+    if (deviations == 0).any():
+        raise ValueError("divided by zero")
+    return x / deviations
+
+
+def counted(x: Tensor) -> Tensor:
+    flags = torch.zeros(5)
+    flags[1:3] += 1  # by way of a view
+    return x * int(flags.sum()) * torch.tensor(2.0).item() + flags.tolist()[2]
+
+
+def split(x: Tensor) -> Tensor:
+    first, second = torch.arange(4).chunk(2)
+    return x if bool(first.sum() < second.sum()) else -x
+
+
+CONSTANT = {"checked": checked, "counted": counted, "split": split}
+
+
+@pytest.mark.parametrize("name", CONSTANT)
+def test_numbers_that_follow_from_nothing_are_known_while_exporting(name: str) -> None:
+    model, x = Asks(CONSTANT[name]).eval(), torch.randn(2, 4)
+    captured = capture(model, (x,), {})
+    assert not captured.recorded
+    (y,) = run(captured, model, {captured.takes[0][0].name: x})
+    assert torch.allclose(y, model(x))
+
+
+def drawn(x: Tensor) -> Tensor:
+    return x if torch.rand(3).sum() > -1 else -x
+
+
+def written(x: Tensor) -> Tensor:
+    flags = torch.zeros(4)
+    flags[1:].copy_(x[0, 1:])
+    return x if flags.sum() > -1e9 else -x
+
+
+@pytest.mark.parametrize("ask", [drawn, written])
+def test_numbers_that_follow_from_something_are_recorded(ask: Callable[[Tensor], Tensor]) -> None:
+    assert capture(Asks(ask).eval(), (torch.randn(2, 4),), {}).recorded
+
+
+def test_a_transformer_with_a_causal_mask_is_exported() -> None:
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Transformer(8, 2, 1, 1, 12, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            mask = self.inner.generate_square_subsequent_mask(x.shape[1], dtype=x.dtype)
+            return self.inner(x, x, src_mask=mask, tgt_mask=mask)
+
+    model, x = Decoder().eval(), torch.randn(3, 5, 8)
+    captured = capture(model, (x,), {})
+    assert not captured.recorded
+    (y,) = run(captured, model, {captured.takes[0][0].name: x})
+    assert torch.allclose(y, model(x), atol=1e-5)
+
+
+class MappedAlone(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 8)
+        self.fc = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.func.vmap(self.fc)(self.inner(x).relu())
+
+
+def test_what_is_mapped_is_recorded_as_its_steps_cannot_be_called() -> None:
+    model, x = MappedAlone().eval(), torch.randn(6, 4)
+    assert capture(model, (x,), {}).recorded
+    with pytest.raises(TraceError, match=r"calls `torch\.vmap`, so calibration batches cannot"):
+        prunella.prune(model, x, macs=0.5, calibration=[x])
 
 
 class Fails(nn.Module):

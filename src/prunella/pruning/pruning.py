@@ -276,8 +276,9 @@ def choose_form(
     """
     if form == "graph" and graph.recorded:
         raise ConfigError(
-            "this model could only be captured as one recorded run, whose course depends on the "
-            'data; such a graph cannot take the model\'s place. Use form="class"'
+            "this model could only be captured as one recorded run, as its course depends on the "
+            "data, or it calls `torch.vmap`; such a graph cannot take the model's place. Use "
+            'form="class"'
         )
     groups = couple(graph, exclude, "class" if form == "auto" else form, heads)
     if form == "auto" and groups.code_binds and not graph.recorded:

@@ -83,9 +83,9 @@ def within(pairs: Sequence[Way], device: torch.device, models: int) -> list[Way]
 def _course(graph: Graph) -> Course:
     if graph.recorded:
         raise TraceError(
-            "this model can only be captured as one recorded run, whose course depends on the "
-            "data, so calibration batches cannot be run through it. Prune it without "
-            "`calibration`, or give the part that is not post-processing"
+            "this model can only be captured as one recorded run, as its course depends on the "
+            "data, or it calls `torch.vmap`, so calibration batches cannot be run through it. "
+            "Prune it without `calibration`, or give the part that is not post-processing"
         )
     return Course(graph)
 

@@ -35,6 +35,7 @@ from prunella.model.containers import emptied
 from prunella.model.modes import evaluating
 from prunella.model.outputs import tensors_in
 from prunella.model.structure import canonical_names, has_memory, tensors
+from prunella.tracing.constants import Constants
 from prunella.tracing.inlining import inlined
 
 log = logging.getLogger("prunella")
@@ -156,7 +157,7 @@ class _Flat(nn.Module):
         self.kept = _Kept()  # export puts lists and dicts back to what they held before
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-        with self.entering():
+        with Constants(), self.entering():
             output = self.model(*args, **kwargs)
         self.kept.returns = emptied(output, map(str, count()))
         return tuple(tensors_in(output))
@@ -179,6 +180,8 @@ def _export(flat: _Flat, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captu
         if any(free_unbacked_symbols(tensor) for tensor in tensors_in(node.meta.get("val"))):
             raise TraceError("the shape of a tensor depends on values")
     graph, _ = inlined(program.graph_module)
+    if any("_functorch" in getattr(n.target, "__module__", "") for n in graph.nodes):
+        raise TraceError("what `torch.vmap` maps are no operators that can be called one by one")
     names = canonical_names(flat.model)
     aliases = _aliases(flat.model)
     sources: dict[str, Source] = {}
@@ -351,8 +354,16 @@ def explain(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception
 ) -> TraceError:
     """Tell a wrong input from a model that runs but cannot be captured."""
-    wrong = wrong_input(model, args, kwargs)
-    return wrong or TraceError(
+    if wrong := wrong_input(model, args, kwargs):
+        return wrong
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            return TraceError(
+                f"`{name or type(model).__name__}` is a TorchScript module, whose code could not "
+                f"be captured ({type(error).__name__}: {first_line(error)}). Put the module it was "
+                "made of in its place, and script what comes out of pruning"
+            )
+    return TraceError(
         f"`{type(model).__name__}` runs on the example inputs but could not be captured"
         f"{own_line(error)}: {type(error).__name__}: {first_line(error)}. Control flow that "
         "depends on tensor values (`if x.sum() > 0`, `.item()`, `.tolist()`) can be recorded only "

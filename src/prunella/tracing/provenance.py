@@ -15,6 +15,7 @@ import dataclasses
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import reduce
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -26,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from prunella.graph import Attr, Calc, Dim, Path, Size
 from prunella.model.blame import calling_line
+from prunella.tracing.constants import node_of
 
 _NOTE, _NAME, _LINE = "prunella_sizes", "prunella_name", "prunella_line"
 
@@ -234,26 +236,21 @@ class _Observer(TorchFunctionMode):
     def _sizes(self, tracer: Any, func: Any, args: Any, kwargs: Any) -> Any:
         found = func(*_plain(args), **_plain(kwargs))
         tensor = args[0]
-        node = _node_of(tracer, tensor)
+        node = node_of(tracer, tensor)
         if node is None:
             return found
         node.meta.setdefault(_NAME, node.name)
+        dims = [Tracked(n, Dim(node.name, d), self._equal) for d, n in enumerate(tensor.shape)]
+        if func in _COUNTS:
+            return reduce(operator.mul, dims) if dims else found
         if isinstance(found, int):  # x.size(dim)
             dim = int(args[1] if len(args) > 1 else kwargs["dim"]) % tensor.ndim
-            return Tracked(found, Dim(node.name, dim), self._equal)
-        return torch.Size(
-            Tracked(int(n), Dim(node.name, d), self._equal) for d, n in enumerate(found)
-        )
+            return dims[dim]
+        return torch.Size(dims)
 
 
-_SHAPES = {Tensor.shape.__get__, Tensor.size}  # type: ignore[attr-defined]
-
-
-def _node_of(tracer: Any, tensor: Any) -> fx.Node | None:
-    slot = proxy_tensor.get_proxy_slot(tensor, tracer, None)
-    proxy = getattr(slot, "proxy", slot)
-    node = getattr(proxy, "node", None)
-    return node if isinstance(node, fx.Node) else None
+_COUNTS = {Tensor.numel, Tensor.nelement}
+_SHAPES = {Tensor.shape.__get__, Tensor.size, *_COUNTS}  # type: ignore[attr-defined]
 
 
 def _plain(value: Any) -> Any:
