@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
 import prunella
 from tests import oracle
@@ -257,3 +257,27 @@ def test_channels_are_cut_and_pruned_equals_masked(name: str) -> None:
 def test_channels_stay_with_the_operator_named_or_are_cut_rightly(name: str) -> None:
     model, image = build(STAY[name])
     check_stays_or_is_right(model, image)
+
+
+class Bags(nn.Module):
+    """Classifies texts by the words in them, wherever they stand."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.words = nn.EmbeddingBag(20, CHANNELS, mode=mode)
+        self.fc = nn.Linear(CHANNELS, 3)
+
+    def forward(self, words: Tensor, starts: Tensor | None = None) -> Tensor:
+        return self.fc(self.words(words, starts))
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("starts", [None, torch.tensor([0, 2])])
+def test_columns_of_bags_of_words_are_cut(mode: str, starts: Tensor | None) -> None:
+    torch.manual_seed(0)
+    model = Bags(mode).double().eval()
+    words = torch.randint(20, (3, 4) if starts is None else (5,))
+    given = (words,) if starts is None else (words, starts)
+    result = prunella.prune(model, given, ratio=0.5)
+    assert result.model.words.weight.shape == (20, CHANNELS // 2)
+    oracle.check_pruned(model, result.plan, result.model, given, {})

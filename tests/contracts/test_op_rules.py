@@ -39,6 +39,19 @@ CUT: dict[str, Expression] = {
     "addcmul": lambda x: torch.addcmul(x, x, x, value=0.5),
     "in_place": lambda x: x.mul_(2).add_(x),
     "mish": F.mish,
+    "clip": lambda x: torch.clip(x, -0.5, 0.5),
+    "clip_below": lambda x: x.clip(min=-x.sigmoid()),
+    "expit": lambda x: torch.special.expit(x),
+    "log_add_exp": lambda x: torch.logaddexp(x, -x),
+    "float_power": lambda x: torch.float_power(x.sigmoid(), 2),
+    "less": lambda x: x * torch.less(x, 0.2),
+    "exclusive_or": lambda x: x * ((x > 0) ^ (x > 0.5)),
+    "arctan2": lambda x: torch.arctan2(x, x * x + 1),
+    "broadcast_tensors": lambda x: torch.mul(
+        *torch.broadcast_tensors(x, x.mean((2, 3), keepdim=True))
+    ),
+    "error_of_each": lambda x: F.mse_loss(x, x.sigmoid(), reduction="none"),
+    "huber_of_each": lambda x: F.huber_loss(x, x.relu(), reduction="none", delta=0.1),
     "elu": F.elu,
     "hardtanh": F.hardtanh,
     "glu_by_hand": lambda x: x * x.sigmoid(),
@@ -59,6 +72,14 @@ CUT: dict[str, Expression] = {
     "cat_itself": lambda x: torch.cat([x, x.relu()], 1),
     "cat_space": lambda x: torch.cat([x, x * 2], 3),
     "cat_zeros_space": lambda x: torch.cat([x, torch.zeros_like(x)], 2),
+    "hstack": lambda x: torch.hstack([x, x.relu()]),
+    "dstack_space": lambda x: torch.dstack([x, x.relu()]),
+    "column_stack": lambda x: torch.column_stack([x.mean((2, 3)), x.amax((2, 3))]),
+    "vstack_then_mean": lambda x: torch.vstack([x, x.relu()]).unflatten(0, (2, -1)).mean(0),
+    "moveaxis": lambda x: torch.moveaxis(x, 1, 3),
+    "flip_rows": lambda x: torch.flipud(x).flipud(),
+    "ravel": lambda x: torch.stack([row.ravel() for row in x.unbind(0)]),
+    "convolve_after_swapping": lambda x: point_by_point(x),
     "stack": lambda x: torch.stack([x, x.relu()], 1),
     "stack_last": lambda x: torch.stack([x, x.relu()], -1),
     "stack_interleave": lambda x: torch.stack([x, x.relu()], 2).flatten(1, 2),
@@ -121,6 +142,10 @@ STAY: dict[str, Expression] = {
     "cumsum": lambda x: x.cumsum(1),
     "roll": lambda x: x.roll(1, 1),
     "flip": lambda x: x.flip(1),
+    "flip_columns": lambda x: torch.fliplr(x),
+    "error": lambda x: x * F.mse_loss(x, x.sigmoid()),
+    "pairwise": lambda x: F.pairwise_distance(x.mean((2, 3)), x.amax((2, 3)), keepdim=True),
+    "convolve_along": lambda x: along_channels(x),
     "take_first": lambda x: x[:, 0],
     "constant": lambda x: x + torch.linspace(0, 1, 8, dtype=x.dtype)[:, None, None],
     "index": lambda x: x[:, [3, 1, 2]],
@@ -133,6 +158,23 @@ STAY: dict[str, Expression] = {
     "top_k": lambda x: x.topk(3, 1).values,
     "fft": lambda x: torch.fft.rfft(x, dim=1).abs(),
 }
+
+
+def point_by_point(x: Tensor) -> Tensor:
+    """Mix the positions of an image by a convolution that is one wide, as a gated MLP does."""
+    mixing = torch.linspace(-1, 1, 36 * 5, dtype=x.dtype).reshape(5, 36, 1).cos()
+    return F.conv1d(x.flatten(2).mT, mixing).mT
+
+
+def along_channels(x: Tensor) -> Tensor:
+    """The same, where it is not as simple: neighbours, every other, or something around them."""
+    tokens = x.flatten(2).mT[:, :3]
+    one, wide = torch.ones(3, 3, 1, dtype=x.dtype), torch.ones(3, 3, 3, dtype=x.dtype)
+    made = [
+        F.conv1d(tokens, wide, padding=1), F.conv1d(tokens, one, stride=2),
+        F.conv1d(tokens, one, padding=1),
+    ]  # fmt: skip
+    return torch.cat(made, 2)
 
 
 def assign(x: Tensor) -> Tensor:

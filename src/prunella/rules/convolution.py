@@ -72,7 +72,7 @@ def _convolve(labels: Labels, node: Node, *, transposed: bool) -> Layers:
     # From shapes, not from the argument: it changes with what is cut.
     channels = shape[channel] if transposed else labels.shape(x)[channel]
     conv_groups = channels // labels.shape(weight)[1]
-    grids = [d for d in range(ndim) if d > channel]
+    grids = [d for d in range(ndim) if d > channel and not _is_apart(labels, node, channel, d)]
     layers = labels.pass_through(labels.of(x), grids, "is convolved along", node)
     if conv_groups == 1:
         ins, outs = _vector(labels, weight, in_dim, node), _vector(labels, weight, out_dim, node)
@@ -91,16 +91,25 @@ def _convolve(labels: Labels, node: Node, *, transposed: bool) -> Layers:
     for layer in labels.of(weight):
         if varying(layer) and min(varying(layer)) > 1:
             labels.structural.append(layer.reshape(-1))
-    grid = labels.shape(x)[channel + 1 :] if transposed else shape[channel + 1 :]
-    batch = prod(n for d, n in enumerate(shape[:channel]) if d not in dims_of(rest))
+    places = enumerate(labels.shape(x) if transposed else shape)
+    plain = prod(n for d, n in places if d != channel and d not in dims_of(rest))
     dims += [layer.reshape(-1) for layer in rest]
-    labels.multiply(node, batch * prod(grid) * prod(kernel), dims)
+    labels.multiply(node, plain * prod(kernel), dims)
     made: Layers = (spread(outs.reshape(-1), channel, ndim),) if outs.numel() > 1 else ()
     if isinstance(bias, Ref) and made:
         wide = tuple(n if d == channel else 1 for d, n in enumerate(shape))
         tail = tuple(spread(a, channel, ndim) for a in labels.of(bias))
         made = labels.meet(wide, [Operand(made, wide), Operand(tail, wide)], node)
     return (*rest, *made)
+
+
+def _is_apart(labels: Labels, node: Node, channel: int, dim: int) -> bool:
+    """Say whether a convolution keeps the positions along a dimension apart: it is one wide."""
+    x, weight = node.args[:2]
+    stride = argument(node, 3, "stride", 1)
+    step = stride if isinstance(stride, int) else stride[min(dim - channel, len(stride)) - 1]
+    same = labels.shape(x)[dim] == labels.shapes[node.outputs[0]][dim]  # nothing is padded
+    return bool(labels.shape(weight)[1 + dim - channel] == 1 and step == 1 and same)
 
 
 def _vector(labels: Labels, weight: Ref, dim: int, node: Node) -> Tensor:

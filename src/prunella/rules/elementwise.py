@@ -11,18 +11,22 @@ _UNARY = """
     leaky_relu lift_fresh_copy log log10 log1p log2 log_sigmoid logical_not logit mish nan_to_num
     neg positive rad2deg reciprocal relu relu6 round rrelu rsqrt selu sgn sigmoid sign silu sin
     sinc sinh softplus softshrink softsign sqrt square tan tanh tanhshrink threshold trunc
-    alpha_dropout detach_ lift_fresh
+    alpha_dropout detach_ lift_fresh absolute arccos arccosh arcsin arcsinh arctan arctanh digamma
+    erfinv fake_quantize_per_tensor_affine fix i0 lgamma negative signbit special_entr special_erf
+    special_erfc special_erfinv special_expit special_expm1 special_log1p special_ndtr special_sinc
 """
 _UNARY_OVERLOADS = ("default", "Tensor", "decimals", "Scalar")
 _BINARY = """
     add sub rsub mul div true_divide pow maximum minimum max min fmod remainder atan2 lerp where
     addcmul addcdiv eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or
     bitwise_xor copysign fmax fmin floor_divide hypot xlogy clamp clamp_min clamp_max masked_fill
-    heaviside square_ __and__ __or__ multiply divide subtract copy
+    heaviside square_ __and__ __or__ __xor__ multiply divide subtract copy clip arctan2 float_power
+    greater greater_equal isclose ldexp less less_equal logaddexp logaddexp2 nextafter not_equal
+    special_xlog1py special_xlogy
 """
 _BINARY_OVERLOADS = (
     "Tensor Scalar Tensor_mode Scalar_mode Tensor_Tensor Tensor_Scalar self other default "
-    "ScalarSelf ScalarOther Scalar_Tensor"
+    "ScalarSelf ScalarOther Scalar_Tensor self_scalar other_scalar"
 ).split()
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prunella.graph import Node
-from prunella.labels import Labels, Layer, Layers, Operand, varies, varying
+from prunella.labels import Labels, Layer, Layers, Operand, Shape, varies, varying
 from prunella.rules._registry import argument, rule
 
 
@@ -16,6 +16,39 @@ def cat(labels: Labels, node: Node) -> Layers:
     tensors = [ref for ref in node.args[0] if labels.shape(ref) != (0,)] or list(node.args[0])
     dim = argument(node, 1, "dim", 0) % len(labels.shape(tensors[0]))
     return _join(labels, node, [labels.operand(ref) for ref in tensors], dim)
+
+
+@rule("aten.hstack.default", "aten.vstack.default", "aten.dstack.default",
+      "aten.row_stack.default", "aten.column_stack.default")  # fmt: skip
+def cat_along(labels: Labels, node: Node) -> Layers:
+    """Concatenate along the first, second or third dimension; tensors of fewer get more."""
+    kind = node.op.split(".")[1]
+    dim = {"dstack": 2, "vstack": 0, "row_stack": 0}.get(kind, 1)
+    parts = [_at_least(labels.operand(ref), kind) for ref in node.args[0]]
+    return _join(labels, node, parts, min(dim, len(parts[0].shape) - 1))
+
+
+def _at_least(part: Operand, kind: str) -> Operand:
+    """Give a tensor the dimensions that it needs to stand beside others."""
+    ndim = len(part.shape)
+    if kind == "hstack" or ndim > 1 + (kind == "dstack"):
+        return part
+    before = int(kind != "column_stack") if ndim < 2 else 0
+    after = int(kind in ("dstack", "column_stack"))
+
+    def widened(sizes: Shape) -> Shape:
+        return (1,) * before + tuple(sizes) + (1,) * after
+
+    layers = tuple(a.reshape(widened(tuple(a.shape))) for a in part.layers)
+    return Operand(layers, widened(part.shape))
+
+
+@rule("aten.broadcast_tensors.default")
+def broadcast(labels: Labels, node: Node) -> list[Layers]:
+    """Give tensors one shape: what they carry meets there."""
+    shape = labels.shapes[node.outputs[0]]
+    met = labels.meet(shape, [labels.operand(ref) for ref in node.args[0]], node)
+    return [met for _ in node.outputs]
 
 
 @rule("aten.stack.default")

@@ -29,7 +29,7 @@ from prunella.rules._registry import argument, resizes, rule, run_on
         view.default reshape.default _unsafe_view.default flatten.using_ints unflatten.int
         squeeze.default squeeze.dim squeeze.dims unsqueeze.default view_as.default
         reshape_as.default _reshape_alias.default atleast_1d.default atleast_2d.default
-        squeeze_.default squeeze_.dim unsqueeze_.default
+        squeeze_.default squeeze_.dim unsqueeze_.default ravel.default atleast_3d.default
         """.split()
     )
 )
@@ -145,7 +145,9 @@ def _segments(before: Shape, after: Shape) -> Iterator[tuple[list[int], list[int
 
 @rule("aten.permute.default", "aten.transpose.int", "aten.t.default", "aten.movedim.intlist",
       "aten.movedim.int", "aten.swapaxes.default", "aten.transpose_.int", "aten.mT.default",
-      "aten.adjoint.default", "aten.numpy_T.default", "aten.swapdims.default")  # fmt: skip
+      "aten.adjoint.default", "aten.numpy_T.default", "aten.swapdims.default",
+      "aten.moveaxis.int", "aten.moveaxis.intlist", "aten.matrix_H.default",
+      "aten.swapaxes_.default", "aten.swapdims_.default", "aten.t_.default")  # fmt: skip
 def permute(labels: Labels, node: Node) -> Layers:
     """Permute the layers' dimensions."""
     return tuple(run_on(node, a) for a in labels.of(node.args[0]))
@@ -230,19 +232,24 @@ def repeat_interleave(labels: Labels, node: Node) -> Layers:
     return tuple(a.repeat_interleave(times, dim) if varies(a, dim) else a for a in labels.of(x))
 
 
-@rule("aten.flip.default", "aten.roll.default")
+@rule("aten.flip.default", "aten.fliplr.default", "aten.flipud.default", "aten.roll.default")
 def rearrange(labels: Labels, node: Node) -> Layers:
     """Run the operator on the labels; a labelled dimension it moves must stay whole."""
     x = node.args[0]
+    ndim = len(labels.shape(x))
+    moved = _FLIPS.get(node.op) or argument(node, 2 if "roll" in node.op else 1, "dims")
     made = []
     for layer in labels.of(x):
         shape = labels.shape(x)
         wide = layer.expand([n if varies(layer, d) else 1 for d, n in enumerate(shape)])
         made.append(run_on(node, wide))
-    for dim in node.args[1 if node.op == "aten.flip.default" else 2] or range(len(labels.shape(x))):
-        dim %= len(labels.shape(x))
+    for dim in moved or range(ndim):
+        dim %= ndim
         labels.keep(x, dim, (0, labels.shape(x)[dim]), "is rearranged by a fixed amount", node)
     return tuple(made)
+
+
+_FLIPS = {"aten.flipud.default": (0,), "aten.fliplr.default": (1,)}
 
 
 @rule("aten.pad.default", "aten.constant_pad_nd.default", "aten.reflection_pad1d.default",

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from prunella.graph import Node, Ref
+from prunella.graph import Node, Ref, refs
 from prunella.labels import (
     Labels,
     Layer,
@@ -287,6 +287,16 @@ def _apart(labels: Labels, ref: Ref, term: Letters, output: Letters) -> Letters:
     """Rename letters of extent 1 that end: nothing is summed, so no product is counted."""
     sizes = zip(term, labels.shape(ref), strict=True)
     return tuple(n if size > 1 or n in output else (n, ref.name) for n, size in sizes)
+
+
+@rule("aten.embedding_bag.padding_idx", "aten.embedding_bag.default")
+def embedding_bag(labels: Labels, node: Node) -> list[Layers]:
+    """Look rows up and reduce those of a bag: the rows must stay, the columns go on."""
+    layers = labels.pass_through(labels.of(node.args[0]), [0], "is looked up by index", node)
+    for ref in refs((node.args[1:], node.kwargs)):  # which rows, where bags begin, what each weighs
+        for layer in labels.of(ref):
+            labels.freeze(layer, "says what is looked up", node)
+    return [layers, *(() for _ in node.outputs[1:])]
 
 
 @rule("aten.embedding.default")

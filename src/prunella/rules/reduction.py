@@ -6,6 +6,8 @@ masked model, too, takes the statistics over the kept channels only.
 
 from collections.abc import Iterable
 
+import torch
+
 from prunella.graph import Node, refs
 from prunella.labels import (
     Labels,
@@ -114,20 +116,39 @@ def _is_used(labels: Labels, name: str) -> bool:
     return name in labels.graph.outputs or name in users
 
 
-@rule("aten.cosine_similarity.default")
+_REDUCTIONS = {  # where a loss is told how to reduce; 0: not at all
+    "aten.mse_loss.default": 2, "aten.l1_loss.default": 2, "aten.smooth_l1_loss.default": 2,
+    "aten.huber_loss.default": 2, "aten.kl_div.default": 2, "aten.binary_cross_entropy.default": 3,
+    "aten.binary_cross_entropy_with_logits.default": 4,
+}  # fmt: skip
+
+
+@rule(*_REDUCTIONS)
+def loss(labels: Labels, node: Node) -> Layers:
+    """Compare two tensors element by element, and reduce to a number on demand."""
+    tensors = refs((node.args, node.kwargs))
+    shape = tuple(torch.broadcast_shapes(*map(labels.shape, tensors)))
+    layers = labels.meet(shape, [labels.operand(ref) for ref in tensors], node)
+    if argument(node, _REDUCTIONS[node.op], "reduction", _MEAN) == _NOT:
+        return layers
+    take_statistics(labels, node, layers, range(len(shape)))
+    return ()
+
+
+_NOT, _MEAN = 0, 1
+
+
+@rule("aten.cosine_similarity.default", "aten.pairwise_distance.default")
 def cosine_similarity(labels: Labels, node: Node) -> list[Layers]:
     """Let two tensors meet, and reduce a dimension."""
     a, b = (labels.operand(ref) for ref in node.args[:2])
-    ndim = max(len(a.shape), len(b.shape))
-    wide = tuple(max(n) for n in zip(_pad(a.shape, ndim), _pad(b.shape, ndim), strict=True))
-    dim = argument(node, 2, "dim", 1) % ndim
+    wide = tuple(torch.broadcast_shapes(a.shape, b.shape))
+    away = node.op == "aten.pairwise_distance.default"
+    dim = (-1 if away else argument(node, 2, "dim", 1)) % len(wide)
     layers = take_statistics(labels, node, labels.meet(wide, [a, b], node), {dim})
     left = [layer for layer in layers if not varies(layer, dim)]
-    return [tuple(layer.squeeze(dim) for layer in left)]
-
-
-def _pad(shape: tuple[int, ...], ndim: int) -> tuple[int, ...]:
-    return (1,) * (ndim - len(shape)) + shape
+    keep = away and argument(node, 4, "keepdim", False)
+    return [tuple(layer if keep else layer.squeeze(dim) for layer in left)]
 
 
 @rule("aten.softmax.int", "aten._softmax.default", "aten.log_softmax.int",
