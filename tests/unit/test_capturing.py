@@ -308,21 +308,27 @@ def test_numbers_that_follow_from_something_are_recorded(ask: Callable[[Tensor],
     assert capture(Asks(ask).eval(), (torch.randn(2, 4),), {}).recorded
 
 
-def test_a_transformer_with_a_causal_mask_is_exported() -> None:
-    class Decoder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.Transformer(8, 2, 1, 1, 12, batch_first=True)
+class Decoder(nn.Module):
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+        self.inner = nn.Transformer(8, 2, 1, 1, 12, batch_first=True)
+        self.register_buffer("mask", self.inner.generate_square_subsequent_mask(5))
 
-        def forward(self, x: Tensor) -> Tensor:
-            mask = self.inner.generate_square_subsequent_mask(x.shape[1], dtype=x.dtype)
-            return self.inner(x, x, src_mask=mask, tgt_mask=mask)
+    def forward(self, x: Tensor, given: Tensor) -> Tensor:
+        made = self.inner.generate_square_subsequent_mask(x.shape[1], dtype=x.dtype)
+        mask = {"made": made, "buffer": self.mask, "input": given}[self.where]
+        return self.inner(x, x, src_mask=mask, tgt_mask=mask)
 
-    model, x = Decoder().eval(), torch.randn(3, 5, 8)
-    captured = capture(model, (x,), {})
+
+@pytest.mark.parametrize("where", ["made", "buffer", "input"])
+def test_a_transformer_with_a_causal_mask_is_exported(where: str) -> None:
+    model, x = Decoder(where).eval(), torch.randn(3, 5, 8)
+    captured = capture(model, (x, model.mask), {})
     assert not captured.recorded
-    (y,) = run(captured, model, {captured.takes[0][0].name: x})
-    assert torch.allclose(y, model(x), atol=1e-5)
+    given = dict(zip((ref.name for ref in captured.takes[0]), (x, model.mask), strict=True))
+    (y,) = run(captured, model, given)
+    assert torch.allclose(y, model(x, model.mask), atol=1e-5)
 
 
 class MappedAlone(nn.Module):

@@ -2,7 +2,7 @@
 
 Export runs a model on stand-ins for tensors, and gives up at `if (std == 0).any()`. Where such a
 tensor was made of constants alone, of no input, parameter or buffer, its numbers can be computed on
-the spot. torch's own Transformer asks so whether the mask it was given is a causal one.
+the spot.
 """
 
 import operator
