@@ -291,11 +291,11 @@ def test_inputs_that_are_not_just_any_numbers_stay_as_given() -> None:
 def test_norms_written_by_hand_let_a_signal_through_when_perturbed() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), FrozenBatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8),
-        nn.ReLU(), nn.Conv2d(8, 4, 3),
+        nn.Conv2d(3, 16, 3), FrozenBatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3),
+        nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3),
     ).eval()  # fmt: skip
     # Repair has put zeros where channels go, also into the variances.
-    result = prunella.prune(model, IMAGE, macs=0.5, calibration=[IMAGE])
+    result = prunella.prune(model, IMAGE, ratio=0.5, calibration=[IMAGE])
     assert result.certificate.runs == 2
 
 

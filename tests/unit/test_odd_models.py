@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import prunella
-from prunella.errors import ConfigError
+from prunella.errors import ConfigError, TraceError
 
 X = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
 
@@ -114,3 +114,22 @@ def test_mode_and_frozen_parameters_change_nothing(state: str, calibration: Any)
     assert all(p.requires_grad == (state == "training") for p in found.model.parameters())
     for one, other in zip(found.model.parameters(), wanted.model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+class TestTorchScript:
+    def test_a_scripted_module_is_named_with_the_remedy(self) -> None:
+        inner = torch.jit.script(nn.Sequential(nn.Linear(16, 12), nn.ReLU()))
+        model = nn.Sequential(nn.Linear(6, 16), inner, nn.Linear(12, 2))
+        with pytest.raises(TraceError, match=r"`1` is a TorchScript module.* Put the module it"):
+            prunella.prune(model, X, ratio=0.5)
+
+    def test_what_a_traced_module_owns_stays(self) -> None:
+        inner = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 16))
+        inner = torch.jit.trace(inner.requires_grad_(False), torch.randn(8, 16))
+        model = nn.Sequential(nn.Linear(6, 16), inner, nn.Linear(16, 20), nn.Linear(20, 2))
+        result = prunella.prune(model, X, ratio=0.5)
+        assert len(result.plan.channels) == 1
+        assert result.model[2].out_features == 10
+        (one,) = [g for g in result.summary.groups.frozen if g.channels == 12]
+        assert [why.reason for why in one.frozen] == ["belongs to a TorchScript module"]

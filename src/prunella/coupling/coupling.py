@@ -12,6 +12,7 @@ import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 
 from prunella import rules
 from prunella.coupling.sizing import bind_sizes
@@ -73,6 +74,7 @@ def couple(
             raise ConfigError(f"`{name}` is {' or '.join(map(repr, known))}, got {value!r}")
     labels = propagate(graph, {name: value.shape for name, value in graph.values.items()}, heads)
     _exclude(labels, exclude)
+    _hold_scripted(labels)
     if graph.recorded:
         _hold_statistics(labels)
     components = close(labels)
@@ -140,6 +142,17 @@ def _exclude(labels: Labels, exclude: Exclude | Iterable[Exclude]) -> None:
             if axis.tensor in direct or matched.intersection(owners):
                 reason = Frozen(f"excluded by {entry!r}", "exclude", axis.tensor)
                 labels.frozen.append((found.reshape(-1), reason))
+
+
+def _hold_scripted(labels: Labels) -> None:
+    """Keep what TorchScript owns: its tensors and its code are out of reach."""
+    modules = labels.graph.modules
+    for axis, found in labels.axes.items():
+        owners = ("", *prefixes(axis.tensor))
+        scripted = [name for name in owners if issubclass(modules.get(name, object), ScriptModule)]
+        if scripted:
+            reason = Frozen("belongs to a TorchScript module", "couple", scripted[0])
+            labels.frozen.append((found.reshape(-1), reason))
 
 
 def listed(exclude: Exclude | Iterable[Exclude]) -> tuple[Exclude, ...]:
