@@ -578,3 +578,30 @@ def test_roots_agree_with_connected_components() -> None:
         found = roots.of(np.arange(count))
         pairs = set(zip(found.tolist(), wanted.tolist(), strict=True))
         assert len(pairs) == len(set(found.tolist())) == len(set(wanted.tolist()))
+
+
+class Latents(nn.Module):
+    """Queries of its own, the same for every sample, as in a Perceiver; torch's own attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(1, 3, 16))
+        self.stem = nn.Linear(6, 16)
+        self.attend = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        queries = self.queries.repeat(x.shape[0], 1, 1)
+        return self.head(self.attend(queries, x, x, need_weights=False)[0])
+
+
+def test_heads_of_queries_that_are_the_same_for_every_sample_are_cut() -> None:
+    torch.manual_seed(0)
+    model, x = Latents().double().eval(), torch.randn(2, 7, 6, dtype=torch.float64)
+    groups = prunella.couple(prunella.trace(model, x), form="graph")
+    assert owner(groups, "attend.in_proj_weight").channels == 4
+    assert not owner(groups, "attend.in_proj_weight").frozen
+    result = prunella.prune(model, x, ratio=0.5, form="graph")
+    assert result.certificate.holds
+    assert result.model(x[:1]).shape == (1, 3, 3)

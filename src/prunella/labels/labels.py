@@ -119,6 +119,7 @@ class Labels:
     joined: int = 0  # how many of the edges `roots` knows
     needed: list[Needed] = field(default_factory=list)
     inside: bool = False
+    elastic: list[Tensor] = field(default_factory=list)  # of extents made of one, on no axis
 
     # -- what a rule asks
 
@@ -146,6 +147,15 @@ class Labels:
         """Make `n` new labels."""
         self.count += n
         return torch.arange(self.count - n, self.count)
+
+    def stretch(self, n: int) -> Tensor:
+        """Make labels for an extent made of one: what it meets decides what they are."""
+        self.elastic.append(self.fresh(n))
+        return self.elastic[-1]
+
+    def is_elastic(self, layer: Layer) -> bool:
+        """Say whether a layer is nothing but an extent made of one."""
+        return bool(self.elastic) and bool(torch.isin(layer, torch.cat(self.elastic)).all())
 
     def _enter(self, value: Value) -> Layers:
         if value.kind not in ("parameter", "buffer") or not value.dtype.is_floating_point:

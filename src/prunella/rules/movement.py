@@ -53,9 +53,11 @@ def _outermost(labels: Labels, before: Layers, after: list[Layer], node: Node) -
     """Where two layers end up in one dimension (heads times columns), keep the outer one.
 
     A dimension says one thing about its positions. What varies inside is repeated for every outer
-    position, and stays.
+    position, and stays. So does what was only expanded (queries for every sample): heads go first.
     """
-    order = sorted(range(len(after)), key=lambda i: varying(before[i]))
+    order = sorted(
+        range(len(after)), key=lambda i: (labels.is_elastic(before[i]), varying(before[i]))
+    )
     taken: set[int] = set()
     kept = []
     for i in order:
@@ -189,7 +191,7 @@ def _new_extent(labels: Labels, node: Node, dim: int) -> Tensor:
         along = labels.labels_along(Ref(size.value), size.dim)
         if isinstance(along, Tensor):
             return along
-    return labels.fresh(shape[dim])
+    return labels.stretch(shape[dim])
 
 
 @rule("aten.repeat.default", "aten.tile.default")
