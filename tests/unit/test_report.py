@@ -313,9 +313,12 @@ def test_a_time_within_the_noise_has_no_share_in_the_table(run):
 
 
 def test_analyze_lists_how_far_the_metric_moves(run):
-    measured = SensitivityRecord("accuracy", True, 0.98, (0.25, 0.5), {"a": (0.98, 0.9)}, {"a": 64})
+    curves = {"a": (0.98, 0.9), "b": (0.97, None)}
+    channels = {"a": 64, "b": 8}
+    measured = SensitivityRecord("accuracy", True, 0.98, (0.25, 0.5), curves, channels)
     console = Console(width=200, file=io.StringIO())
     console.print(tables.sensitivity(replace(run, sensitivity=measured)))
     said = [line.split() for line in console.file.getvalue().splitlines()]
     assert ["group", "channels", "25%", "gone", "50%", "gone"] in said
     assert ["a", "64", "0", f"{wording.MINUS}0.08"] in said
+    assert ["b", "8", f"{wording.MINUS}0.01", "no", "number"] in said

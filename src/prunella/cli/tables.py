@@ -29,11 +29,15 @@ def sensitivity(record: RunRecord) -> Table:
     table = _table("group", "channels", *(f"{100 * ratio:g}% gone" for ratio in ratios))
     if found is not None:
         for name, curve in found.curves.items():
-            changes = (difference(value, found.baseline) for value in curve)
+            changes = (_change(value, found.baseline) for value in curve)
             table.add_row(name, f"{found.channels[name]:,}", *changes)
         table.caption = f"change of the {found.metric} with this group alone pruned"
         table.caption_justify = "left"
     return table
+
+
+def _change(value: float | None, before: float) -> str:
+    return "no number" if value is None else difference(value, before)
 
 
 def groups(record: RunRecord) -> Table:

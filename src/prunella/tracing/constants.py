@@ -36,7 +36,7 @@ class Constants(TorchFunctionMode):
         kwargs = kwargs or {}
         asked = func in _READS and isinstance(args[0], FakeTensor)
         if asked and (capture := proxy_tensor.get_proxy_mode()) is not None:
-            tracer = capture.tracer
+            tracer: Any = capture.tracer
             # Away from all modes: nothing of this is to be captured.
             with torch.no_grad(), _disable_current_modes(), torch._C.DisableTorchFunction():
                 found = _numbers(node_of(tracer, args[0]), tracer.root)
