@@ -53,8 +53,10 @@ def story(found: Any) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize(
     ("epochs", "trials", "wanted"),
     [
-        (8, 4, ((1, 2), (2, 1), (8, 1))),
-        (4, 3, ((1, 2), (2, 1), (4, 1))),
+        (8, 4, ((4, 2), (6, 1), (8, 1))),
+        (12, 8, ((6, 4), (9, 2), (11, 1), (12, 1))),
+        (4, 3, ((2, 2), (3, 1), (4, 1))),
+        (3, 2, ((2, 1), (3, 1))),
         (1, 3, ((1, 3),)),
         (2, 4, ((1, 2), (2, 2))),
         (5, 1, ((5, 1),)),
@@ -65,7 +67,7 @@ def test_rungs(epochs: int, trials: int, wanted: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "trials", "wanted"), [(8, 4, 12), (4, 3, 7), (1, 3, 3), (4, 1, 4), (4, 2, 5)]
+    ("epochs", "trials", "wanted"), [(8, 4, 22), (4, 3, 9), (1, 3, 3), (4, 1, 4), (4, 2, 6)]
 )
 def test_total_epochs(epochs: int, trials: int, wanted: int) -> None:
     assert total_epochs(epochs, trials) == wanted
@@ -127,15 +129,15 @@ def test_the_best_wins_and_epochs_are_counted(tmp_path: Path) -> None:
     found = search(small_model(), small_task(), SPACE, folder=tmp_path)
     states = [experiment.state for experiment in found.experiments]
     assert sorted(states) == ["complete", "stopped", "stopped", "stopped"]
-    assert found.epochs == SPACE.epochs == 8
-    assert [experiment.epochs for experiment in found.experiments].count(1) == 2
+    assert found.epochs == SPACE.epochs == 11
+    assert [experiment.epochs for experiment in found.experiments].count(2) == 2
     best = found.experiments[found.number]
     assert best.state == "complete"
     assert best.epochs == 4
     assert found.value == best.value == found.best.metric
     assert found.recipe == replace(RECIPE, **best.settings)
-    stopped = next(e for e in found.experiments if e.state == "stopped" and e.epochs == 1)
-    assert "after epoch 1 its accuracy was" in stopped.reason
+    stopped = next(e for e in found.experiments if e.state == "stopped" and e.epochs == 2)
+    assert "after epoch 2 its accuracy was" in stopped.reason
     assert "the best 2 had at least" in stopped.reason
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert kept == [f"experiment-{found.number:02d}", "study.sqlite"]

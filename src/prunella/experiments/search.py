@@ -139,11 +139,12 @@ def search(  # noqa: PLR0913
 ) -> Search:
     """Finetune a model in several ways and keep the best.
 
-    The experiments run by turns, as `prunella.experiments.halving` says: after epochs 1, 2, 4, ...
-    the better half by the metric on "valid" goes on and the others are stopped as hopeless. One
-    whose loss is no longer finite has failed; the others go on. Nothing depends on chance, so a
-    search that was killed, and is called again with the same arguments, ends as if it had not
-    been: finished epochs are not repeated. Where all have failed, the same call tries them again.
+    The experiments run by turns, as `prunella.experiments.halving` says: after half of the epochs
+    the better half by the metric on "valid" goes on, and again after half of what remains; the
+    others are stopped as hopeless. One whose loss is no longer finite has failed; the others go on.
+    Nothing depends on chance, so a search that was killed, and is called again with the same
+    arguments, ends as if it had not been: finished epochs are not repeated. Where all have failed,
+    the same call tries them again.
 
     A task with a training loop of its own has one experiment, with `space.recipe`.
 
