@@ -216,6 +216,30 @@ def test_a_neighbouring_file_is_the_users_own(tmp_path: Path) -> None:
     assert found[0] == found[2] != found[1]
 
 
+USES = {
+    "in two functions": "import kit.measures as m\n"
+    "def one(a): return m.top(a)\ndef metric(a): return m.low(a), one(a)",
+    "in a folder that is no package": "import kit.measures\n"
+    "def metric(a): return kit.measures.top(a)",
+}
+
+
+@pytest.mark.parametrize("where", USES)
+def test_a_neighbouring_file_is_followed_wherever_it_is_used(tmp_path: Path, where: str) -> None:
+    found = []
+    for number in (1, 2, 1):
+        folder = tmp_path / str(len(found))
+        (folder / "kit").mkdir(parents=True)
+        (folder / "kit" / "measures.py").write_text(
+            f"def top(a): return {number}\ndef low(a): return 0\nOTHER = {len(found)}"
+        )
+        (folder / "own.py").write_text(USES[where])
+        module: Any = _module(folder / "own.py")
+        found.append(code_of(module.metric))
+        del sys.modules["kit"], sys.modules["kit.measures"]
+    assert found[0] == found[2] != found[1]
+
+
 def test_code_alone_is_the_same_after_use() -> None:
     class Counting:
         def __init__(self) -> None:

@@ -86,6 +86,7 @@ class _Walk:
         self._values = values
         # With the value, held: another would get the place of one that is gone.
         self._seen: dict[int, tuple[int, Any]] = {}
+        self._asked: set[tuple[ModuleType, str]] = set()
 
     def take(self, value: Any, depth: int) -> None:
         """Take in anything that a function is, calls or holds."""
@@ -156,9 +157,11 @@ class _Walk:
                 continue
             value = known[name]
             self._tell("name", name)
-            own = isinstance(value, ModuleType) and not _is_foreign(value.__name__)
-            if own and id(value) not in self._seen and self._meet(value):
-                self._named(within, vars(value), within, depth + 1)
+            if isinstance(value, ModuleType) and not _is_foreign(value.__name__):
+                # Each function may ask a module for something else.
+                new = [part for part in within if (value, part) not in self._asked]
+                self._asked.update((value, part) for part in new)
+                self._named(new, vars(value), within, depth + 1)
             else:
                 self.take(value, depth)
 
@@ -292,8 +295,10 @@ def _is_foreign(module: str) -> bool:
         return False
     if module.partition(".")[0] == "prunella":
         return True
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return file is None or _is_library(file)
+    found = sys.modules.get(module)
+    # A folder that is no package has but a path.
+    places = [getattr(found, "__file__", None), *getattr(found, "__path__", ())]
+    return not any(place is not None and not _is_library(place) for place in places)
 
 
 def _is_library(file: str) -> bool:
