@@ -26,6 +26,7 @@ from prunella.pipeline.context import Context, share_of
 from prunella.pipeline.judging import floor_of
 from prunella.pipeline.repairing import inputs_of
 from prunella.pipeline.slots import Slot, attempts
+from prunella.pipeline.splits import look_at_splits
 from prunella.record import RunRecord
 from prunella.workspace import Entry
 
@@ -182,6 +183,37 @@ def task():
     loss = lambda outputs, batch: LOSS * base.loss(outputs, batch)
     return replace(base, loss=loss, metric=Metric("share", True, share))
 """
+
+
+KEEPING = """
+from dataclasses import replace
+
+from tests import tiny_task
+
+
+class Own:
+    def __init__(self):
+        self.base, self.splits = tiny_task.task(), {}
+
+    def data(self, split):
+        return self.splits.setdefault(split, self.base.data(split))
+
+    def loss(self, outputs, batch):
+        return self.base.loss(outputs, batch)
+
+
+own = Own()
+task = replace(own.base, data=own.data, loss=own.loss)
+"""
+
+
+def test_functions_are_told_apart_as_the_task_was_loaded(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(KEEPING)
+    one, other = (
+        Context(settings(tmp_path / "run", task__spec=str(tmp_path / "own.py"))) for _ in range(2)
+    )
+    look_at_splits(one, "train", "valid")  # as some verbs do first, and others do not
+    assert one.code == other.code
 
 
 def test_a_changed_metric_or_loss_makes_anew_what_depends_on_it(

@@ -66,6 +66,7 @@ class Context:
         """The user's task."""
         options = dict(self.config.task.options)
         task = tasks.load(self.config.task.spec, progress=self.progress, **options)
+        self.code = _code_of(task)  # now, for what its functions hold may count or collect
         # What is wrong here is told before hours of work, not after.
         suggested(task)
         chosen(self.config.prune.criterion, with_data=True)
@@ -153,15 +154,8 @@ class Context:
 
     @cached_property
     def code(self) -> Mapping[str, str]:
-        """What tells the functions that judge and train models from others.
-
-        It is first asked for before they are used: they may count or collect.
-        """
-        task = self.task
-        return {
-            "metric": tasks.code_of(task.metric.compute, task.inputs),
-            "training": tasks.code_of(task.loss, task.train, task.inputs),
-        }
+        """What tells the functions that judge and train models from others, as they were loaded."""
+        return _code_of(self.task)
 
     def groups_of(self, model: nn.Module) -> Groups:
         """Trace and couple a pruned model."""
@@ -194,6 +188,13 @@ class Context:
             typed = _without(typed, settings)
         extra = " ".join(f"--{key} {value}" for key, value in settings.items())
         return " ".join(part for part in ("prunella", verb, typed, extra) if part)
+
+
+def _code_of(task: Task) -> dict[str, str]:
+    return {
+        "metric": tasks.code_of(task.metric.compute, task.inputs),
+        "training": tasks.code_of(task.loss, task.train, task.inputs),
+    }
 
 
 def _without(typed: str, settings: Iterable[str]) -> str:
