@@ -935,6 +935,42 @@ def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
     assert not torch.equal(alone.model.state_dict()["0.weight"], first["0.weight"])
 
 
+ALIKE = """
+import os
+import sys
+from pathlib import Path
+import torch
+from accelerate import PartialState
+from prunella.finetuning import Recipe, finetune
+from tests.unit.small_task import Points, small_model, small_task
+
+torch.set_num_threads(1)
+index, folder = int(os.environ["RANK"]), Path(sys.argv[1])
+for _ in range(2):
+    told = {"code": f"of process {index}"}  # as a task's may be that holds its number
+    done = finetune(
+        small_model(), small_task(), Recipe(epochs=1), checkpoint=folder / "one", data=told
+    )
+    assert done.note == "", done.note
+points = Points(0)
+points.raise_at = (1, 3) if index == 1 else None
+try:
+    finetune(small_model(), small_task(points), Recipe(epochs=1), checkpoint=folder / "other")
+except Exception as error:
+    (folder / f"said-{index}").write_text(str(error))
+PartialState().wait_for_everyone()
+PartialState().destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_what_a_checkpoint_is_made_of(tmp_path: Path) -> None:
+    launched(tmp_path, ALIKE)
+    one, other = ((tmp_path / f"said-{index}").read_text() for index in range(2))
+    assert one == other
+    assert "the disk of images is gone" in one
+
+
 FAILING = """
 import json
 import os

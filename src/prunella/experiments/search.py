@@ -170,7 +170,7 @@ def search(  # noqa: PLR0913
         space = Space(alone, (alone.lr,), (alone.decay,), trials=1)
     processes = Accelerator()
     main = processes.is_main_process
-    made_with = told_apart(task) if data is None else dict(data)
+    made_with = together(processes, lambda: told_apart(task) if data is None else dict(data))
     identity = {
         "recipe": asdict(space.recipe),
         "points": space.points,

@@ -106,6 +106,7 @@ def finetune(  # noqa: PLR0913
             "Give those of an optimizer of the same kind, or none: it then begins anew"
         )
     accelerator = Accelerator()
+    told = together(accelerator, partial(_told, task, data)) if checkpoint else None
     store = _Store(
         accelerator,
         checkpoint,
@@ -117,7 +118,7 @@ def finetune(  # noqa: PLR0913
             "plan": plan and hashlib.sha256(plan.to_json().encode()).hexdigest(),
             "moments": moments and digest_moments(moments),
             "processes": accelerator.num_processes,
-            "data": _told(task, data) if checkpoint else None,
+            "data": _from_main(accelerator, told),
         },
     )
     trained = copy.deepcopy(model)
