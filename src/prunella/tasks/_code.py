@@ -39,7 +39,7 @@ _VALUES = (re.Pattern, torch.dtype, Decimal, Fraction, range, slice, set, frozen
 _HOLDERS = (SimpleNamespace, Namespace)
 _WRAPPERS = (staticmethod, classmethod, functools.cached_property)
 
-_LARGEST = 1 << 16
+_LARGEST = 1 << 12
 """So many items make a container data, which have a fingerprint of their own."""
 
 _DEEPEST = 60
