@@ -412,7 +412,7 @@ def test_suggest_lists_budgets_and_marks_the_knee(tmp_path: Path) -> None:
     measured = quick("analyze", folder)
     assert measured.exit_code == 0
     assert re.search(r"^ group +channels +50% gone", measured.stdout, re.MULTILINE)
-    assert re.search(r"^ conv1 +\d+ +(0|.0\.\d+)$", measured.stdout, re.MULTILINE)
+    assert re.search(r"^ conv1 +\d+ +(0|.0\.\d+) *$", measured.stdout, re.MULTILINE)
     known = quick("suggest", folder, "--budget.params", "0.55")
     assert "from the sensitivity (measured)" in known.stderr
     assert re.search(r"^ params 5[45]\.\d% .*your budget", known.stdout, re.MULTILINE)

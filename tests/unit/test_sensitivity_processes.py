@@ -43,9 +43,16 @@ def run(setup: Setup, **options: object) -> Sensitivity:
 @pytest.mark.parametrize("memory", [0, 1 << 30])
 def test_two_processes_find_what_one_finds(setup: Setup, tmp_path: Path, memory: int) -> None:
     told: list[tuple[int, int]] = []
+    calls: list[int] = []
+
+    def judge(model: nn.Module) -> float:
+        calls.append(1)
+        return chance(model)
+
     before = oracle.state(setup[0])
     found = run(
         setup,
+        evaluate=judge,
         workers=2,
         memory=memory,
         record=tmp_path / "journal",
@@ -55,10 +62,9 @@ def test_two_processes_find_what_one_finds(setup: Setup, tmp_path: Path, memory:
     assert found == run(setup, memory=0)
     assert told == [(i, len(told)) for i in range(1, len(told) + 1)]
 
-    def never(model: nn.Module) -> float:
-        raise AssertionError("everything is on record")
-
-    assert run(setup, record=tmp_path / "journal", evaluate=never) == found
+    calls.clear()
+    assert run(setup, record=tmp_path / "journal", evaluate=judge) == found
+    assert not calls, "everything is on record"
 
 
 def test_other_processes_name_what_failed_and_what_is_done_is_kept(
