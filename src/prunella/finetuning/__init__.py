@@ -1,6 +1,6 @@
 """Finetuning: a recipe, a training loop that survives being killed, and its checkpoints."""
 
-from prunella.finetuning.loop import finetune as finetune
+from prunella.finetuning.finetuning import finetune as finetune
 from prunella.finetuning.losses import DivergedError as DivergedError
 from prunella.finetuning.moments import Moments as Moments
 from prunella.finetuning.moments import cut_moments as cut_moments

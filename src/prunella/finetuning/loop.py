@@ -1,27 +1,23 @@
 """The training loop: any model, any task, one process or many, exact when interrupted."""
 
-import copy
-import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, broadcast_object_list
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from prunella.errors import ConfigError, TaskError
+from prunella.errors import TaskError
 from prunella.finetuning.averaging import Average, put
-from prunella.finetuning.checkpoint import Checkpoint, Saved
+from prunella.finetuning.checkpoint import Saved
 from prunella.finetuning.features import Features, points_of
-from prunella.finetuning.feeding import Feed, own_randomness, seed_all
-from prunella.finetuning.fingerprints import told_apart
+from prunella.finetuning.feeding import Feed
 from prunella.finetuning.learner import Learner, channels_last, make_optimizer
 from prunella.finetuning.losses import (
     DivergedError,
@@ -31,14 +27,16 @@ from prunella.finetuning.losses import (
     check_weights,
     loss_of,
 )
-from prunella.finetuning.moments import Moments, digest_moments, moments_of, remember, strangers
+from prunella.finetuning.moments import Moments, moments_of, remember
 from prunella.finetuning.recipe import Epoch, Finetuned, Recipe
 from prunella.finetuning.schedule import factor
-from prunella.finetuning.together import together
+from prunella.finetuning.store import Store
+from prunella.finetuning.together import from_main, together
+from prunella.masking import apply_mask
 from prunella.model.blame import own_line
 from prunella.model.examples import samples_in
 from prunella.model.modes import evaluating
-from prunella.model.structure import tensors, weights_digest
+from prunella.model.structure import tensors
 from prunella.plan import Plan
 from prunella.progress import Progress, or_silent
 from prunella.tasks import NotFiniteError, Task, evaluate, open_split, positional, to_device
@@ -48,94 +46,7 @@ Report = Callable[[int, float | None, float], bool]
 _LOG = logging.getLogger("prunella")
 
 
-def finetune(  # noqa: PLR0913
-    model: nn.Module,
-    task: Task,
-    recipe: Recipe,
-    *,
-    teacher: nn.Module | None = None,
-    plan: Plan | None = None,
-    moments: Moments | None = None,
-    checkpoint: Path | None = None,
-    data: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
-    report: Report | None = None,
-) -> Finetuned:
-    """Train a copy of a model.
-
-    Runs through Hugging Face Accelerate: on whichever device it chooses, and under `accelerate
-    launch` spread over processes, each taking a share of the batches. On a CPU with the same
-    number of threads and processes, a training interrupted and resumed ends with the very weights
-    of one that was not, as long as the training data are a pure function of (seed, epoch).
-
-    Args:
-        model: Any model, usually a pruned one; left untouched.
-        task: Whose "train" split is trained on and whose "valid" split judges each epoch. Its own
-            `train`, where it has one, is called instead of this loop.
-        recipe: How.
-        teacher: The original model, for the recipe's `distill` and `feature_distill`; without it
-            both are off.
-        plan: Keep what this plan removes at zero after every step: masked training of a dense
-            model. None for a pruned model.
-        moments: What an optimizer of the same kind remembers of the training before, cut like the
-            model (`finetuning.cut_moments`); for `recipe.carry_state`.
-        checkpoint: Folder in which each finished epoch is saved, and from which training goes on.
-            With several processes all must see it. One that was made of something else (another
-            model, other data, another loss, ...) is begun again, and the result's `note` says why.
-        data: What tells the data and the functions of the task apart from others. None: that is
-            found out where there is a `checkpoint`, from the first batches of both splits and the
-            code of the functions, without the values they hold.
-        progress: See `prunella.progress`.
-        report: Called after each epoch with its number, loss and metric on "valid"; True ends the
-            training there. Epochs taken from a checkpoint are reported again, so that a decision
-            cut off by a kill is made after all.
-
-    Raises:
-        DivergedError: The loss or the weights are not finite. (A TaskError.)
-        TaskError: The task's data, loss, metric or training loop raises.
-        WorkspaceError: The checkpoint is damaged, or the disk is full.
-        ConfigError: No parameter of the model can be trained, or `moments` are of another model or
-            another optimizer.
-    """
-    if not recipe.taught or task.train is not None:
-        teacher = None
-    moments = moments if recipe.carry_state and task.train is None else None
-    if moments and (odd := strangers(moments, recipe.optimizer)):
-        raise ConfigError(
-            f"the moments are of another optimizer: {odd} mean nothing to {recipe.optimizer!r}. "
-            "Give those of an optimizer of the same kind, or none: it then begins anew"
-        )
-    accelerator = Accelerator()
-    told = together(accelerator, partial(_told, task, data)) if checkpoint else None
-    store = _Store(
-        accelerator,
-        checkpoint,
-        {
-            "recipe": asdict(recipe),
-            "task": task.name,
-            "model": weights_digest(model),
-            "teacher": teacher and weights_digest(teacher),
-            "plan": plan and hashlib.sha256(plan.to_json().encode()).hexdigest(),
-            "moments": moments and digest_moments(moments),
-            "processes": accelerator.num_processes,
-            "data": _from_main(accelerator, told),
-        },
-    )
-    trained = copy.deepcopy(model)
-    with own_randomness(accelerator.device):
-        if task.train is not None:
-            return _own_training(trained, task, recipe, plan, store, progress)
-        if not any(parameter.requires_grad for parameter in trained.parameters()):
-            raise ConfigError(
-                "no parameter of the model requires a gradient, so there is nothing to finetune. "
-                "Call `model.requires_grad_(True)` first"
-            )
-        training = _Training(accelerator, trained, task, recipe, teacher, plan, moments)
-        with training.ready():
-            return training.run(store, progress, report)
-
-
-class _Training:
+class Training:
     """One training under way."""
 
     def __init__(
@@ -159,7 +70,7 @@ class _Training:
         if moments:
             remember(model, optimizer, moments)
         if plan is not None:
-            _mask(model, plan)
+            apply_mask(model, plan)
         self._features: Features | None = None
         self._average = Average(model, recipe.ema) if recipe.ema else None
 
@@ -190,7 +101,8 @@ class _Training:
         _LOG.info("features compared with the teacher's: %s", "; ".join(map(str, points)))
         return Features(self._model, teacher, points)
 
-    def run(self, store: "_Store", progress: Progress | None, report: Report | None) -> Finetuned:
+    def run(self, store: Store, progress: Progress | None, report: Report | None) -> Finetuned:
+        """Train what of the recipe's epochs the store does not have; see `finetune`."""
         accelerator, recipe = self._accelerator, self._recipe
         shown = or_silent(progress if accelerator.is_main_process else None)
         feed = Feed(
@@ -218,7 +130,7 @@ class _Training:
             try:
                 loss = self._epoch(number, steps, feed, shown)
                 judged = together(accelerator, partial(self._judge, number, steps, shown))
-                metric = float(_from_main(accelerator, judged))
+                metric = float(from_main(accelerator, judged))
             except DivergedError as error:
                 error.history = tuple(history)
                 raise
@@ -278,7 +190,7 @@ class _Training:
         self._optimizer.step()
         self._optimizer.zero_grad()
         if self._plan is not None:
-            _mask(self._model, self._plan)
+            apply_mask(self._model, self._plan)
         if self._average is not None:
             self._average.update(step)
         return loss
@@ -358,94 +270,6 @@ class _Training:
         self._plain_optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-class _Store:
-    """The checkpoint of a training on several processes; or of one that keeps none."""
-
-    def __init__(
-        self, accelerator: Accelerator, folder: Path | None, identity: Mapping[str, Any]
-    ) -> None:
-        self._accelerator = accelerator
-        self._checkpoint = None if folder is None else Checkpoint(Path(folder), identity)
-
-    def read(self) -> tuple[Saved | None, str]:
-        if self._checkpoint is None:
-            return None, ""
-        self._accelerator.wait_for_everyone()
-        saved, note = self._checkpoint.read()
-        if note:
-            _LOG.info(note)
-        return saved, note
-
-    def write(self, saved: Saved) -> None:
-        checkpoint = self._checkpoint
-        if checkpoint is not None:
-            main = self._accelerator.is_main_process
-            together(self._accelerator, lambda: checkpoint.write(saved) if main else None)
-
-
-def _own_training(
-    model: nn.Module,
-    task: Task,
-    recipe: Recipe,
-    plan: Plan | None,
-    store: _Store,
-    progress: Progress | None,
-) -> Finetuned:
-    """Let the task's own loop train; it is saved when it has ended, not in between."""
-    assert task.train is not None
-    saved, note = store.read()
-    if saved is not None:
-        put(model, {name.partition("/")[2]: value for name, value in saved.tensors.items()})
-        history = tuple(Epoch(**values) for values in saved.values["history"])
-        seconds = sum(epoch.seconds for epoch in history)
-        return Finetuned(model, history, seconds, True, resumed=recipe.epochs, note=note)
-    start = time.monotonic()
-    seed_all(recipe.seed)  # so that a run that was killed ends as one that was not
-    try:
-        returned = task.train(model, recipe.epochs)
-    except Exception as cause:
-        raise TaskError(
-            f"the training loop of task `{task.name}` raised {type(cause).__name__}: {cause}"
-        ) from cause
-    trained = model if returned is None else _returned(model, returned, task)
-    if plan is not None:
-        _mask(trained, plan)
-    check_weights(trained, recipe.epochs, None)
-    metric = evaluate(trained, task, "valid", precision=recipe.precision, progress=progress)
-    only = Epoch(recipe.epochs, None, metric, None, time.monotonic() - start)
-    named = {f"model/{name}": value for name, value in tensors(trained).items()}
-    store.write(Saved(recipe.epochs, named, {"history": [asdict(only)]}))
-    return Finetuned(trained, (only,), only.seconds, True, note=note)
-
-
-def _returned(model: nn.Module, found: Any, task: Task) -> nn.Module:
-    """Give the model what a training loop returned, which may be a copy, or wrap it.
-
-    The model itself carries what makes it a pruned one, so it is the one to go on with.
-    """
-    wanted = _shapes(model)
-    inner = found
-    while isinstance(inner, nn.Module) and inner is not model and _shapes(inner) != wanted:
-        # DataParallel and its like hold the model as `module`, torch.compile as `_orig_mod`.
-        inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
-    if isinstance(inner, nn.Module):
-        if inner is not model:
-            put(model, tensors(inner))
-        return model
-    other = ""
-    if isinstance(found, nn.Module):
-        odd = sorted(name for name, _ in _shapes(found).items() ^ wanted.items())
-        other = f" with other tensors ({', '.join(f'`{name}`' for name in odd[:3])})"
-    raise TaskError(
-        f"the training loop of task `{task.name}` must return the model it was given or a copy "
-        f"(or None, having trained it in place), got {type(found).__name__}{other}"
-    )
-
-
-def _shapes(model: nn.Module) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in tensors(model).items()}
-
-
 def _why(cause: Exception, task: Task, inputs: tuple[Any, ...]) -> str:
     """Say what to do about a model that raises in training mode."""
     samples = samples_in(inputs)
@@ -461,27 +285,10 @@ def _why(cause: Exception, task: Task, inputs: tuple[Any, ...]) -> str:
     )
 
 
-def _told(task: Task, data: Mapping[str, str] | None) -> dict[str, str]:
-    return told_apart(task) if data is None else dict(data)
-
-
-def _mask(model: nn.Module, plan: Plan) -> None:
-    from prunella.masking import apply_mask
-
-    apply_mask(model, plan)
-
-
 def _ask(accelerator: Accelerator, report: Report | None, epoch: Epoch) -> bool:
     def ask() -> bool:
         if report is None or not accelerator.is_main_process:
             return False
         return bool(report(epoch.epoch, epoch.loss, epoch.metric))
 
-    return bool(_from_main(accelerator, together(accelerator, ask)))
-
-
-def _from_main(accelerator: Accelerator, value: Any) -> Any:
-    """Replace a value by the main process's, so that all take the same way."""
-    if accelerator.num_processes == 1:
-        return value
-    return broadcast_object_list([value])[0]
+    return bool(from_main(accelerator, together(accelerator, ask)))

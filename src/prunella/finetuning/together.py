@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from prunella.errors import PrunellaError, TaskError
 
@@ -42,6 +43,13 @@ def together(processes: Accelerator, act: Callable[[], T], *, often: bool = Fals
         raise own or next(error for error in errors if error is not None)
     finally:
         del own, errors  # or the traceback holds this frame, which holds the error: neither goes
+
+
+def from_main(accelerator: Accelerator, value: Any) -> Any:
+    """Replace a value by the main process's, so that all take the same way."""
+    if accelerator.num_processes == 1:
+        return value
+    return broadcast_object_list([value])[0]
 
 
 def _sent(error: Exception, index: int) -> PrunellaError:
