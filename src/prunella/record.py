@@ -170,7 +170,8 @@ class RunRecord:
     "missed" (the stopwatch says that a budget on time is not kept), or "partial" (a run still under
     way, or verbs called by hand). `stages` is seconds per stage;
     `epochs` counts all finetuning epochs of all experiments, discarded ones included. `command`
-    repeats the run; `plan` is the path of the final plan relative to the work folder.
+    repeats the run; `plan` is the path of the final plan relative to the work folder. `untested` is
+    why there is no figure of the test split although the run is at its end.
     """
 
     task: str
@@ -196,6 +197,7 @@ class RunRecord:
     notes: tuple[str, ...] = ()
     plan: str = "final/plan.json"
     latency_budget: LatencyBudgetRecord | None = None
+    untested: str = ""
     schema: int = SCHEMA
 
     def to_data(self) -> dict[str, Any]:

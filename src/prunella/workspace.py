@@ -208,15 +208,17 @@ class Workspace:
             (self.folder / f"{name}.json").unlink(missing_ok=True)
 
     def clear(self, name: str) -> None:
-        """Remove a folder of the run with all that is in it, records first."""
+        """Remove a file of the run, or a folder with all that is in it, records first."""
         if not self._main:
             return
-        folder = self.folder / name
+        path = self.folder / name
         with guard(self.folder):
-            for record in sorted(folder.rglob("*.json")):
+            for record in sorted(path.rglob("*.json")):
                 record.unlink(missing_ok=True)
-            if folder.exists():
-                shutil.rmtree(folder)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     def replace_folder(self, name: str, fill: Callable[[Path], object]) -> Path:
         """Fill a fresh folder with `fill(folder)` and put it in the place of the old one."""

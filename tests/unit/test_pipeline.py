@@ -323,13 +323,15 @@ def test_a_run_that_was_cut_off_can_be_reported_on(
     # The same again, over a run that had ended: nothing of its end is shown beside other settings.
     monkeypatch.undo()
     pipeline.run(settings(tmp_path))
-    monkeypatch.setattr(rounds, "heal", cut_off)
+    monkeypatch.setattr(healing, "search", lambda *_, **__: cut_off(None, Slot(2, 1), last=True))
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(settings(tmp_path, finetune__last_epochs=2))
     entry = verbs.Workspace(tmp_path).read("run")
     assert entry is not None
     record = RunRecord.from_data(entry.payload)
-    assert [found.number for found in record.rounds] == [1]
+    assert record.outcome == "partial"
+    assert [len(found.attempts) for found in record.rounds] == [1, 1]
+    assert record.rounds[1].attempts[0].metric is None
     assert record.compressed is not None
     assert record.compressed.test is None
     assert record.compressed.latency is None
@@ -518,7 +520,7 @@ def test_a_damaged_file_of_the_run_is_named(done: tuple[Path, pipeline.Result]) 
 def test_a_plan_of_another_model_in_the_folder(
     done: tuple[Path, pipeline.Result], tmp_path: Path
 ) -> None:
-    other = tmp_path / "other.py"
+    other = tmp_path / TASK.name  # another file of that name is taken for a change of the task
     other.write_text(
         TASK.read_text()
         .replace("Conv2d(12, 16, 3", "Conv2d(12, 24, 3")
@@ -781,3 +783,40 @@ def test_no_group_is_emptied_while_another_can_give() -> None:
     damage, most = stages.damage_of(context, flat, groups), stages.most(context, groups)
     held = prunella.allocate(groups, scores, budget, damage, max_ratio=most)
     assert len(held.channels["0"]) >= 8
+
+
+@pytest.mark.parametrize("verb", ["run", "transform"])
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [
+        ("float('nan')", "of the dense model, metric `accuracy` of task `tiny` is nan on split"),
+        ("[][1]", "of the dense model, judging the model on split `test` failed: IndexError"),
+    ],
+)
+def test_a_metric_that_fails_on_test_loses_nothing_else(
+    tmp_path: Path, verb: str, broken: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = tmp_path / "odd.py"
+    odd.write_text(
+        TASK.read_text().replace(
+            "        metric=accuracy(),",
+            "        metric=Metric('accuracy', True, lambda pairs: judged(list(pairs))),",
+        )
+        + "\n\nfrom prunella.tasks import Metric\nTEST = Pictures('test', 0, 0).labels\n"
+        "def judged(pairs):\n"
+        "    if torch.equal(torch.cat([batch[1] for _, batch in pairs]), TEST):\n"
+        f"        return {broken}\n"
+        "    return accuracy().compute(pairs)\n"
+    )
+    config = settings(tmp_path / "run", task__spec=str(odd), prune__rounds=1)
+    if verb == "transform":
+        pipeline.prune(config)
+        pipeline.finetune(config)
+    with pytest.raises(TaskError, match=rf"{why}.*Untested, the final model is in `.*/final`"):
+        getattr(pipeline, verb)(config)
+    page = tmp_path / "run/report.html"
+    assert page.exists() == (verb == "run")
+    text = pipeline.report(config).read_text()
+    assert "budget met" in text
+    assert f"The test split gave no number: {why[:20]}" in text
+    assert prunella.load(tmp_path / "run/final", Context(config).dense)

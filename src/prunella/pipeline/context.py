@@ -204,17 +204,6 @@ def _without(typed: str, settings: Iterable[str]) -> str:
 
 
 @contextlib.contextmanager
-def opened(
-    config: Config, progress: Progress | None = None, typed: str | None = None
-) -> Iterator[Context]:
-    """Hold the work folder for the length of a verb, and leave torch to the caller as it was."""
-    context = Context(config, progress, typed)
-    with context.space.locked(), borrowed(context):
-        yield context
-        context.peers.wait()
-
-
-@contextlib.contextmanager
 def borrowed(context: Context) -> Iterator[None]:
     """Give the number of threads and the random generators back as they were."""
     with threads(context.config.run.threads), own_randomness(context.device):

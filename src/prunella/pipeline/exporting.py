@@ -18,6 +18,7 @@ from prunella.exporting.quantizing import MAX_DROP, SAMPLES
 from prunella.exporting.targets import target
 from prunella.model.examples import Arguments, samples_in
 from prunella.pipeline.context import Context, borrowed
+from prunella.pipeline.keeping import check_owner
 from prunella.pipeline.recording import RECORD
 from prunella.plan import Plan
 from prunella.progress import Progress
@@ -164,6 +165,7 @@ def settings_of(folder: Path) -> Config:
 
 def _model(context: Context, source: Path | None) -> nn.Module:
     if source is None:
+        check_owner(context)
         final = context.space.folder / "final"
         if not final.is_dir():
             raise ConfigError(

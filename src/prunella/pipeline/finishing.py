@@ -12,12 +12,13 @@ from torch import nn
 
 from prunella.costs import count_macs, count_params
 from prunella.costs.latency import Latency, compare, speedup
-from prunella.errors import CertificateError
+from prunella.errors import CertificateError, TaskError
 from prunella.finetuning.fingerprints import data_digest
 from prunella.latency.meeting import Met, judged
 from prunella.model.carrying import plan_of
 from prunella.model.structure import digest_of, tensors, weights_digest
 from prunella.pipeline.context import Context
+from prunella.pipeline.keeping import making_way
 from prunella.pipeline.remembering import Made, remembered
 from prunella.pipeline.slots import Slot
 from prunella.pipeline.stages import kept_of
@@ -37,8 +38,11 @@ def finish(context: Context, slot: Slot, tuned: Entry) -> Entry:
         "dense": context.weights,
     }
 
+    make_way = making_way(context, slot)
+
     def make() -> Made:
         began = time.perf_counter()
+        make_way()
         healed = context.load(f"{slot.name}/finetuned")
         plan = plan_of(healed)
         assert plan is not None, "a model loaded from a run carries its plan"
@@ -84,12 +88,19 @@ def test(context: Context, final: Entry) -> Entry:
         began = time.perf_counter()
         log.info("testing the dense and the final model")
         return {
-            "baseline": context.evaluate(context.dense, "test"),
-            "compressed": context.evaluate(context.load("final"), "test"),
+            "baseline": _tested(context, context.dense, "dense"),
+            "compressed": _tested(context, context.load("final"), "final"),
             "seconds": time.perf_counter() - began,
         }, ()
 
     return remembered(context, "test", inputs, make)
+
+
+def _tested(context: Context, model: nn.Module, which: str) -> float:
+    try:
+        return context.evaluate(model, "test")
+    except TaskError as cause:
+        raise type(cause)(f"of the {which} model, {cause}") from cause
 
 
 def latency(context: Context, model: nn.Module | None) -> Entry:

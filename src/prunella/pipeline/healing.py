@@ -13,6 +13,7 @@ from prunella.finetuning.moments import read_moments, strangers, write_moments
 from prunella.model.structure import weights_digest
 from prunella.pipeline.context import Context
 from prunella.pipeline.defaults import suggested
+from prunella.pipeline.keeping import making_way
 from prunella.pipeline.remembering import Made, remembered
 from prunella.pipeline.slots import Slot
 from prunella.pipeline.stages import Start, to_train, trained
@@ -76,9 +77,11 @@ def heal(context: Context, slot: Slot, start: Start, pruned: Entry, *, last: boo
     if carried is not None:
         inputs["optimizer"] = digest_file(carried)
     folder = context.space.path(slot.name, "experiments")
+    make_way = making_way(context, slot)
 
     def make() -> Made:
         began = time.perf_counter()
+        make_way()
         how = (
             "the task's own training" if context.task.train else f"{len(space.points)} experiments"
         )

@@ -30,7 +30,7 @@ from prunella.record import (
     SensitivityRecord,
 )
 from prunella.sensitivity import Sensitivity
-from prunella.workspace import Entry
+from prunella.workspace import Entry, Workspace
 
 RECORD = "run"
 
@@ -44,7 +44,9 @@ _STAGES = {
 }
 
 
-def assemble(context: Context, outcome: Outcome = "partial", upto: Slot | None = None) -> RunRecord:
+def assemble(
+    context: Context, outcome: Outcome = "partial", upto: Slot | None = None, untested: str = ""
+) -> RunRecord:
     """Read the work folder into a `RunRecord`.
 
     Args:
@@ -52,6 +54,7 @@ def assemble(context: Context, outcome: Outcome = "partial", upto: Slot | None =
         outcome: How it ended.
         upto: Of a run under way, the last attempt so far; what is on disk of later ones, and of an
             end, is an earlier run's. None for all that is there.
+        untested: Why the test split gave no figure, where it was to give one.
     """
     space, task, config = context.space, context.task, context.config
     read = {name: space.read(name) for name in (*_STAGES, "latency")}
@@ -91,14 +94,27 @@ def assemble(context: Context, outcome: Outcome = "partial", upto: Slot | None =
         environment=environment(context),
         notes=tuple(context.notes),
         latency_budget=_latency_budget(read["latency"]),
+        untested=untested,
     )
 
 
-def record(context: Context, outcome: Outcome = "partial", upto: Slot | None = None) -> RunRecord:
-    """Write down what is known of the run so far, which a report is made from; see `assemble`."""
-    found = assemble(context, outcome, upto)
-    context.space.write(RECORD, {}, found.to_data())
+def record(
+    context: Context, outcome: Outcome = "partial", upto: Slot | None = None, untested: str = ""
+) -> RunRecord:
+    """Write down what is known of the run so far, which a report is made from; see `assemble`.
+
+    The record of a run that has ended stays until something it rests on is made anew.
+    """
+    found = assemble(context, outcome, upto, untested)
+    if outcome != "partial" or not ended(context.space):
+        context.space.write(RECORD, {}, found.to_data())
     return found
+
+
+def ended(space: Workspace) -> bool:
+    """Say whether the run on record came to its end."""
+    entry = space.read(RECORD)
+    return entry is not None and entry.payload["outcome"] != "partial"
 
 
 def environment(context: Context) -> dict[str, str]:

@@ -19,6 +19,7 @@ from prunella.model.carrying import plan_of
 from prunella.model.structure import weights_digest
 from prunella.pipeline.budgets import shares
 from prunella.pipeline.context import Context, share_of, threads
+from prunella.pipeline.keeping import making_way
 from prunella.pipeline.remembering import Made, remembered
 from prunella.pipeline.repairing import ranking, repaired
 from prunella.pipeline.slots import Slot, forget_after
@@ -70,6 +71,7 @@ def baseline(context: Context) -> Entry:
         began = time.perf_counter()
         value = context.evaluate(context.dense, "valid")
         return {
+            "task": context.task.name,
             "valid": value,
             "macs": context.costs.macs,
             "params": context.costs.params,
@@ -219,9 +221,12 @@ def cut(
     if context.latency_model is not None:
         inputs["latency"] = {"model": digest(asdict(context.latency_model)), "timed": last}
 
+    make_way = making_way(context, slot)
+
     def make() -> Made:
         began = time.perf_counter()
         log.info("%s: pruning to %s", slot, shares(target))
+        make_way()
         forget_after(context.space, slot)
         context.space.clear(slot.name)
         first = start.name == "dense"

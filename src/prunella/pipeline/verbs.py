@@ -10,10 +10,11 @@ from prunella import report as reporting
 from prunella.config import Config
 from prunella.errors import ConfigError, TaskError, WorkspaceError
 from prunella.pipeline.budgets import reachable
-from prunella.pipeline.context import Context, borrowed, opened
+from prunella.pipeline.context import Context, borrowed
 from prunella.pipeline.finishing import finish, latency, test
 from prunella.pipeline.healing import heal
 from prunella.pipeline.judging import check_floor, judge
+from prunella.pipeline.keeping import check_owner, opened
 from prunella.pipeline.recording import RECORD, assemble, current_model, record
 from prunella.pipeline.rounds import loop
 from prunella.pipeline.slots import Attempt, Slot, after, attempts
@@ -193,9 +194,7 @@ def transform(
             )
         best = accepted[-1]
         assert best.tuned is not None, "an accepted attempt is finetuned"
-        kept = _end(context, best.slot, best.tuned)
-        next_ = context.command("report")
-        return _recorded(context, _where(context), next_, "done" if kept else "missed")
+        return _end(context, best.slot, best.tuned, context.command("report"))
 
 
 def run(config: Config, progress: Progress | None = None, *, typed: str | None = None) -> Result:
@@ -217,19 +216,14 @@ def run(config: Config, progress: Progress | None = None, *, typed: str | None =
                 f"the budget was not met: the last model that met the floor is that of {best[0]}. "
                 "More epochs, more rounds or a lower floor may go further"
             )
-        kept = _end(context, *best)
-        outcome: Outcome = "floor" if not met else "done" if kept else "missed"
-        result = _recorded(context, _where(context), "", outcome)
-        page = config.folder / reporting.FILE
-        if context.peers.main:
-            reporting.write(config.folder, result.record)
-        return replace(result, text=f"{result.text}; the report is `{page}`")
+        return _end(context, *best, met=met, report=True)
 
 
 def stat(config: Config, progress: Progress | None = None, *, typed: str | None = None) -> Result:
     """Count what the model costs, dense and as far as it is pruned, and list its groups."""
     context = Context(config, progress, typed)
     with borrowed(context):
+        check_owner(context)
         so_far = assemble(context)
         model = current_model(context)
         found = context.groups if model is None else context.groups_of(model)
@@ -271,18 +265,54 @@ def _start(context: Context, tries: list[Attempt], slot: Slot) -> Start:
     return tuned_start(context, before[-1].slot, before[-1].tuned)
 
 
-def _end(context: Context, slot: Slot, tuned: Entry) -> bool:
-    """Make, time and test the final model; say whether it keeps a budget on time, if there is one.
+def _end(
+    context: Context,
+    slot: Slot,
+    tuned: Entry,
+    next_: str = "",
+    *,
+    met: bool = True,
+    report: bool = False,
+) -> Result:
+    """Make, time and test the final model, and record how the run ended.
+
+    Args:
+        context: Of the run.
+        slot: The attempt to end with.
+        tuned: Its finetuning.
+        next_: The command to go on with.
+        met: Whether it is within the budget.
+        report: Write the report, too.
+
+    Raises:
+        TaskError: The test split cannot judge it; all else is recorded, with the reason.
+    """
+    final = finish(context, slot, tuned)
+    kept = _kept(context)
+    untested: TaskError | None = None
+    try:
+        test(context, final)
+    except TaskError as cause:
+        untested = cause
+    outcome: Outcome = "floor" if not met else "done" if kept else "missed"
+    result = _recorded(context, _where(context), next_, outcome, str(untested or ""))
+    if report:
+        if context.peers.main:
+            reporting.write(context.space.folder, result.record)
+        page = context.space.folder / reporting.FILE
+        result = replace(result, text=f"{result.text}; the report is `{page}`")
+    if untested is not None:
+        raise TaskError(f"{untested}. Untested, {result.text}") from untested
+    return result
+
+
+def _kept(context: Context) -> bool:
+    """Say whether the final model keeps a budget on time, if there is one.
 
     Whatever else the machine does may let a plan pass or fail that was timed before: this is what
     the stopwatch says last.
     """
-    final = finish(context, slot, tuned)
     held = latency(context, context.load("final")).payload.get("budget")
-    try:
-        test(context, final)
-    except TaskError as cause:
-        raise TaskError(f"{cause}. Untested, {_where(context)}") from cause
     if held is None or held["kept"] is not False:
         return True
     context.note(
@@ -297,5 +327,8 @@ def _where(context: Context) -> str:
     return f"the final model is in `{context.space.folder / 'final'}`"
 
 
-def _recorded(context: Context, text: str, next_: str, outcome: Outcome = "partial") -> Result:
-    return Result(record(context, outcome), context.space.folder, text, next_)
+def _recorded(
+    context: Context, text: str, next_: str, outcome: Outcome = "partial", untested: str = ""
+) -> Result:
+    found = record(context, outcome, untested=untested)
+    return Result(found, context.space.folder, text, next_)

@@ -138,6 +138,8 @@ def headline_rows(run: RunRecord) -> tuple[Row, ...]:
     """Set the dense and the pruned model side by side, a row for each thing measured."""
     dense, pruned = run.baseline, run.compressed
     rows = [_metric_row(run, split) for split in ("test", "valid") if _known(dense, split)]
+    if run.untested:
+        rows.insert(0, Row(f"{run.metric} (test)", NONE, NONE, "no number", good=False))
     rows.append(_cost_row("MACs", dense.macs, pruned.macs if pruned else None))
     rows.append(_cost_row("Parameters", dense.params, pruned.params if pruned else None))
     if dense.latency:

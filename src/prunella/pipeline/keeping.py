@@ -1,0 +1,103 @@
+"""Holding a work folder: for one task alone, and without losing what was finished there."""
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from prunella import report
+from prunella.config import Config
+from prunella.errors import WorkspaceError
+from prunella.pipeline.budgets import asked
+from prunella.pipeline.context import Context, borrowed
+from prunella.pipeline.recording import RECORD, ended, record
+from prunella.pipeline.slots import Slot
+from prunella.progress import Progress
+
+EARLIER = "earlier"
+
+# What a run ends with, and what is made of that.
+_RESULTS = ("final", "export", report.FILE)
+
+log = logging.getLogger("prunella")
+
+
+@contextlib.contextmanager
+def opened(
+    config: Config, progress: Progress | None = None, typed: str | None = None
+) -> Iterator[Context]:
+    """Hold the work folder for the length of a verb, and leave torch to the caller as it was.
+
+    Raises:
+        WorkspaceError: Another process holds it, or another task's run is in it.
+    """
+    context = Context(config, progress, typed)
+    with context.space.locked(), borrowed(context):
+        check_owner(context)
+        yield context
+        context.peers.wait()
+
+
+def check_owner(context: Context) -> None:
+    """See that the work folder is not another task's: nothing of that would be of use to this one.
+
+    A task is another where its file is and its model or its name, too: a file may move.
+
+    Raises:
+        WorkspaceError: It is; nothing in it was touched.
+    """
+    before = context.space.read("baseline")
+    if before is None:
+        return
+    spec, old = context.config.task.spec, str(before.inputs["task"]["spec"])
+    name = before.payload.get("task", context.task.name)
+    same = name == context.task.name and before.inputs["weights"] == context.weights
+    if Path(spec).name == Path(old).name or same:
+        return
+    folder = context.space.folder
+    remedy = folder.with_name(f"{folder.name}-{Path(spec).stem}")
+    raise WorkspaceError(
+        f"`{folder}` holds the run of another task, `{old}`, and `{spec}` would take its place. "
+        f"Give this one a folder of its own with `--run.folder {remedy}`, or remove `{folder}`"
+    )
+
+
+def making_way(context: Context, slot: Slot) -> Callable[[], None]:
+    """Return what the first process calls before it makes anew what a finished run rests on.
+
+    That moves the final model, the report and the record to a folder of their own, which `report`
+    and `export` read like any other. Of a run that has not ended there is nothing to move.
+
+    Args:
+        context: Of the run.
+        slot: The attempt whose stage is made; what comes after it is no part of the record.
+    """
+    asked(context)  # here, where all processes are: it may have to measure
+
+    def move() -> None:
+        space = context.space
+        if not context.peers.main or not ended(space):
+            return
+        folder = space.folder
+        number = 1 + sum(1 for _ in (folder / EARLIER).glob("[0-9]*"))
+        aside = space.replace_folder(f"{EARLIER}/{number:02}", lambda fresh: _copy(folder, fresh))
+        log.warning(
+            "this replaces a run that was finished: its final model and report are now in `%s`",
+            aside,
+        )
+        space.forget(RECORD)
+        record(context, upto=slot)
+        space.forget("final")
+        for name in _RESULTS:
+            space.clear(name)
+
+    return move
+
+
+def _copy(folder: Path, fresh: Path) -> None:
+    for name in (f"{RECORD}.json", *_RESULTS):
+        if (folder / name).is_dir():
+            shutil.copytree(folder / name, fresh / name)
+        elif (folder / name).exists():
+            shutil.copy2(folder / name, fresh / name)

@@ -1,0 +1,150 @@
+"""What a finished run left is not lost to another run in the same folder."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import prunella
+from prunella import pipeline, tasks
+from prunella.config import Config, load
+from prunella.errors import WorkspaceError
+from prunella.pipeline import healing, verbs
+from prunella.pipeline.exporting import Wanted, export, settings_of
+
+TASK = Path(__file__).parents[1] / "tiny_task.py"
+BASE = {
+    "task.spec": str(TASK),
+    "budget.macs": 0.7,
+    "analyze.ratios": (0.5,),
+    "finetune.epochs": 1,
+    "finetune.trials": 1,
+    "run.latency_seconds": 0.05,
+    "run.device": "cpu",
+}
+
+
+def settings(folder: Path, **more: Any) -> Config:
+    extra = {key.replace("__", "."): value for key, value in more.items()}
+    return load(None, {**BASE, "run.folder": str(folder), **extra})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("keeping") / "run"
+    pipeline.run(settings(folder))
+    return folder
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def outcome(folder: Path) -> str:
+    return str(json.loads((folder / "run.json").read_text())["payload"]["outcome"])
+
+
+@pytest.mark.parametrize("other", [{"budget__macs": 0.5}, {"finetune__epochs": 2}])
+def test_a_finished_run_is_put_aside_by_one_with_other_settings(
+    folder: Path, other: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="prunella")
+    weights = (folder / "final/model.safetensors").read_bytes()
+    page = (folder / "report.html").read_bytes()
+    pipeline.run(settings(folder, **other))
+    aside = folder / "earlier/01"
+    assert f"its final model and report are now in `{aside}`" in caplog.text
+    assert (aside / "final/model.safetensors").read_bytes() == weights
+    assert (aside / "report.html").read_bytes() == page
+    assert (folder / "final/model.safetensors").read_bytes() != weights
+    assert outcome(folder) == outcome(aside) == "done"
+    assert [path.name for path in (folder / "earlier").iterdir()] == ["01"]
+    pipeline.run(settings(folder, **other))  # nothing is made anew
+    assert [path.name for path in (folder / "earlier").iterdir()] == ["01"]
+
+
+def test_what_was_put_aside_can_be_used_like_any_finished_run(folder: Path) -> None:
+    pipeline.prune(settings(folder, budget__macs=0.5))
+    aside = folder / "earlier/01"
+    assert not (folder / "final").exists()
+    assert pipeline.report(settings(aside)) == aside / "report.html"
+    assert export(settings_of(aside), Wanted(to="torch-export")).exported.path.is_relative_to(aside)
+    final = prunella.load(aside / "final", tasks.load(str(TASK)).model())
+    assert prunella.count_macs(final, tasks.load(str(TASK)).example_inputs)
+
+
+def test_a_finished_run_stays_while_nothing_is_made_anew(folder: Path) -> None:
+    pipeline.analyze(settings(folder))
+    pipeline.suggest(settings(folder))
+    pipeline.finetune(settings(folder))
+    assert outcome(folder) == "done"
+    pipeline.transform(settings(folder))
+    assert not (folder / "earlier").exists()
+
+
+def test_a_kill_after_it_was_put_aside_leaves_something_to_report_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(healing, "search", kill)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(settings(folder, finetune__epochs=3))
+    assert outcome(folder) == "partial"
+    assert not (folder / "report.html").exists()
+    assert "accuracy" in pipeline.report(settings(folder)).read_text()
+    monkeypatch.undo()
+    pipeline.run(settings(folder))  # as before: what was pruned is there, and is finetuned again
+    assert [path.name for path in (folder / "earlier").iterdir()] == ["01"]
+    for name in ("plan.json", "model.safetensors"):
+        now, then = (folder / "final" / name, folder / "earlier/01/final" / name)
+        assert now.read_bytes() == then.read_bytes()
+
+
+def test_a_final_model_without_its_record_is_not_lost(folder: Path) -> None:
+    shutil.rmtree(folder / "final")
+    shutil.copytree(folder / "rounds/01/1/pruned", folder / "final")
+    (folder / "final.json").unlink()
+    pipeline.transform(settings(folder))
+    assert (folder / "earlier/01/final/model.safetensors").read_bytes() == (
+        folder / "rounds/01/1/pruned/model.safetensors"
+    ).read_bytes()
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    path = tmp_path / "other.py"
+    text = TASK.read_text().replace("range(6)", "range(2)")
+    path.write_text(text.replace('name="tiny"', 'name="other"'))
+    return path
+
+
+@pytest.mark.parametrize("verb", ["run", "analyze", "suggest", "prune", "stat"])
+def test_another_task_is_refused(folder: Path, other: Path, verb: str) -> None:
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.*")}
+    with pytest.raises(
+        WorkspaceError,
+        match=r"run` holds the run of another task, `.*tiny_task\.py`, and `.*other\.py` would .* "
+        r"Give this one a folder of its own with `--run.folder .*run-other`",
+    ):
+        getattr(pipeline, verb)(settings(folder, task__spec=str(other)))
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.*")} == before
+
+
+def test_another_task_is_not_exported(folder: Path, other: Path) -> None:
+    with pytest.raises(WorkspaceError, match="holds the run of another task"):
+        export(settings(folder, task__spec=str(other)), Wanted(to="torch-export"))
+
+
+def test_a_task_that_was_changed_or_renamed_goes_on(folder: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved.py"
+    shutil.copy(TASK, moved)
+    assert verbs.analyze(settings(folder, task__spec=str(moved))).record.outcome == "partial"
+    moved.write_text(moved.read_text().replace("range(6)", "range(2)"))
+    pipeline.analyze(settings(folder, task__spec=str(moved)))
+    assert verbs.stat(settings(folder, task__spec=str(moved))).record.task == "tiny"
