@@ -220,6 +220,58 @@ def test_a_metric_that_raises_on_outputs_that_are_not_finite_has_no_value(setup:
             assert value == (None if removed(ratio, counts[name]) else found.baseline)
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_model_that_raises_with_a_group_cut_has_no_value_there(
+    setup: Setup, caplog: pytest.LogCaptureFixture, wrapped: bool
+) -> None:
+    caplog.set_level(logging.INFO, "prunella")
+    model = setup[0]
+    breaking, broken = Breaking(setup, lambda: 0.0), False
+
+    def check(module: nn.Module, args: Any) -> None:
+        assert not broken, "all of it is zero"
+
+    def judge(model: nn.Module) -> float:
+        nonlocal broken
+        broken = torch.equal(oracle.tensors(model)[breaking.tensor], breaking.broken)
+        try:
+            return Metric()(model)
+        except AssertionError as cause:
+            if not wrapped:
+                raise
+            raise TaskError(f"judging the model failed: {cause}") from cause
+
+    first = next(iter(model.children()))
+    hook = first.register_forward_pre_hook(check)
+    try:
+        found = run(setup, judge)
+    finally:
+        hook.remove()
+    gaps = [(g, i) for g, curve in found.curves.items() for i, v in enumerate(curve) if v is None]
+    assert gaps == [(breaking.group.name, len(RATIOS) - 1)]
+    assert "the model raises: AssertionError: all of it is zero" in caplog.text
+    assert "or the model raises, which counts as the worst" in caplog.text
+
+
+@pytest.mark.parametrize("error", [MemoryError("no memory"), OSError("the weights are gone")])
+def test_a_model_that_raises_for_want_of_something_ends_the_analysis(
+    setup: Setup, error: Exception
+) -> None:
+    calls = iter(range(1000))
+
+    def check(module: nn.Module, args: Any) -> None:
+        if next(calls):  # not of the dense model
+            raise error
+
+    first = next(iter(setup[0].children()))
+    hook = first.register_forward_pre_hook(check)
+    try:
+        with pytest.raises(type(error), match=str(error)):
+            run(setup, Metric())
+    finally:
+        hook.remove()
+
+
 def test_a_metric_that_raises_for_another_reason_ends_the_analysis(setup: Setup) -> None:
     def unreadable() -> float:
         raise ValueError("the labels are gone")

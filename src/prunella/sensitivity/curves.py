@@ -23,7 +23,7 @@ class Sensitivity:
 
     `curves[group][i]` is the metric with `removed(ratios[i], channels[group])` of that group's
     lowest-scored channels zeroed and everything else dense; `baseline` is the dense model's. It is
-    None where the metric was no finite number, which counts as `worst`.
+    None where the metric was no finite number or the model raised, which counts as `worst`.
     """
 
     metric: str
@@ -84,8 +84,8 @@ class Sensitivity:
             return ""
         more = f" and {len(found) - 5} more groups" if len(found) > 5 else ""
         return (
-            f"the metric `{self.metric}` is no finite number with some groups cut, which counts as "
-            f"the worst, {self.worst:.4g}: {'; '.join(found[:5])}{more}"
+            f"the metric `{self.metric}` is no finite number with some groups cut, or the model "
+            f"raises, which counts as the worst, {self.worst:.4g}: {'; '.join(found[:5])}{more}"
         )
 
     def damage(self, group: str, kept_channels: int) -> float:

@@ -2,10 +2,11 @@
 
 import logging
 import math
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from prunella.errors import PrunellaError
@@ -18,8 +19,9 @@ log = logging.getLogger("prunella")
 def finite_or_none(evaluate: Callable[[], float], model: nn.Module) -> float | None:
     """Evaluate a model that was cut; None where the metric is no finite number.
 
-    It is none, either, where it divides by zero, or raises on outputs that are not finite. Whatever
-    else is raised (data that cannot be read, too little memory) says nothing about the cut.
+    It is none, either, where it divides by zero, or raises on outputs that are not finite; nor where
+    the model itself raises, as by an assertion of the user's on values. Whatever else is raised
+    (data that cannot be read, too little memory) says nothing about the cut.
 
     Args:
         evaluate: Computes the metric of the model.
@@ -30,27 +32,62 @@ def finite_or_none(evaluate: Callable[[], float], model: nn.Module) -> float | N
     except (NotFiniteError, ArithmeticError) as error:
         log.info("the metric is no finite number: %s: %s", type(error).__name__, error)
         return None
-    except PrunellaError:
-        raise
     except Exception as error:
-        if not _overflows(evaluate, model):
+        again = _watched(evaluate, model)
+        if again.raised is not None:
+            log.info("the model raises: %s: %s", *_named(again.raised))
+            return None
+        if isinstance(error, PrunellaError) or not again.overflows:
             raise
         log.info("the metric raised on outputs that are not finite: %s", error)
         return None
     return value if math.isfinite(value) else None
 
 
-def _overflows(evaluate: Callable[[], float], model: nn.Module) -> bool:
-    """Say whether the model returns what is not finite when it is evaluated once more."""
-    seen: list[Tensor] = []
+@dataclass(frozen=True)
+class _Seen:
+    """What was seen of a model while it was evaluated once more."""
 
-    def look(module: nn.Module, args: Any, outputs: Any) -> None:
-        seen.append(finite(outputs))
+    overflows: bool
+    raised: Exception | None
 
-    hook = model.register_forward_hook(look)
+
+def _watched(evaluate: Callable[[], float], model: nn.Module) -> _Seen:
+    """Say whether the model returns what is not finite, or raises, when it is evaluated again."""
+    calls: list[Tensor | None] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        calls.append(None)
+
+    def leave(module: nn.Module, args: Any, outputs: Any) -> None:
+        calls[-1] = finite(outputs)
+
+    hooks = model.register_forward_pre_hook(enter), model.register_forward_hook(leave)
+    raised: Exception | None = None
     try:
-        with suppress(Exception):
-            evaluate()
+        evaluate()
+    except Exception as error:  # noqa: BLE001 - whatever the user's code says
+        if calls and calls[-1] is None and not any(map(_of_the_machine, _causes(error))):
+            raised = error
     finally:
-        hook.remove()
-    return not all(seen)
+        for hook in hooks:
+            hook.remove()
+    return _Seen(not all(known for known in calls if known is not None), raised)
+
+
+def _of_the_machine(error: BaseException) -> bool:
+    """Say whether an error is about memory, files or the device, and not about values."""
+    kinds = (MemoryError, OSError, torch.OutOfMemoryError, torch.AcceleratorError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _named(error: Exception) -> tuple[str, str]:
+    """Name the model's own error, which what judges it may have put into words of its own."""
+    *_, first = _causes(error)
+    return type(first).__name__, str(first)
