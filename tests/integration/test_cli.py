@@ -199,7 +199,6 @@ def test_every_setting_is_an_option_of_every_verb() -> None:
         (["run", str(TASK), "--budget.macs", "0.001"], "no plan leaves at most", "Raise the"),
         (["run", "cifar11", "--budget.macs", "0.5"], "there is no task `cifar11`", "`cifar10`"),
         (["run", "none.toml"], "there is no file `none.toml`", "prunella init"),
-        (["run", "none.py", "--budget.macs", "0.5"], "there is no task file `none.py`", ""),
         (["analyze", str(TASK), "--analyze.share", "0.2"], "less than half", "at least 0.5"),
         (
             ["analyze", str(TASK), "--prune.exclude", "conv9"],
@@ -208,6 +207,22 @@ def test_every_setting_is_an_option_of_every_verb() -> None:
         ),
         (["analyze", str(TASK), "--prune.criterion", "magic"], "no criterion called 'magic'", ""),
         (["analyze", str(TASK), "--task.options.colour", "3"], "options", "It accepts: seed"),
+        (
+            ["run", str(TASK), "--task.options", "3"],
+            "`task.options`: these are the task's own options, each by its name; got 3",
+            "Write `--task.options.NAME VALUE`",
+        ),
+        (["stat", str(TASK), "--task.options", "x=3"], "by its name; got 'x=3'", "Write `--task"),
+        (
+            ["analyze", str(TASK), "--task.options.seed", "x"],
+            "cannot open split `train`: TypeError",
+            "the options that it was given",
+        ),
+        (["run", "none.py", "--budget.macs", "1"], "no task file `none.py`", "Correct its path"),
+        (["init", "."], "`.` is no name for settings", "Write `prunella init prunella.toml`"),
+        (["init", "a/b.toml"], "cannot write `a/b.toml`: No such file", "see that `a` is a folder"),
+        (["export", str(TASK), "--batch", "0"], "got batch=0", "leave it out for one"),
+        (["export", str(TASK), "--max-drop", "nan"], "got max_drop=nan", "int8 may lose, e.g."),
         (["finetune", str(TASK)], "nothing is pruned yet", "prunella prune"),
         (["report"], "no run to report on", "prunella run"),
         (["stat", str(TASK), "--run.device", "nope"], "torch sees no device `nope`", "It sees cpu"),
@@ -302,7 +317,7 @@ def test_what_was_typed_is_looked_at_before_the_work(
 
 @pytest.mark.parametrize(
     ("option", "what"),
-    [("--batch=0", "`batch` must be at least 1"), ("--max-drop=-1", "must not be negative")],
+    [("--run.threads=0", "`run.threads`: input should be"), ("--run.seed=-1", "`run.seed`: input")],
 )
 def test_an_error_without_a_remedy_refers_to_the_help_of_the_verb(option: str, what: str) -> None:
     result = call("export", str(TASK), option)

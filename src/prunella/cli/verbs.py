@@ -289,9 +289,10 @@ def init(
     with speaking.errors(debug, "prunella init"):
         file = expanded(file)
         if file.suffix != ".toml":
+            named = file.with_suffix(".toml") if file.name else file / "prunella.toml"
             raise ConfigError(
                 f"`{file}` is no name for settings, which are known by their ending. Write "
-                f"`prunella init {file.with_suffix('.toml')}`"
+                f"`prunella init {named}`"
             )
         if file.exists():
             raise ConfigError(
@@ -300,7 +301,10 @@ def init(
         try:
             file.write_text(template(_seen_from(file, task)), encoding="utf-8")
         except OSError as cause:
-            raise WorkspaceError(f"cannot write `{file}`: {cause}. Choose another place") from cause
+            raise WorkspaceError(
+                f"cannot write `{file}`: {os.strerror(cause.errno or 0)}. Choose another place, or "
+                f"see that `{file.parent}` is a folder that may be written to"
+            ) from cause
         speaking.console().print(str(file))
         speaking.say(f"next: prunella run {file}")
 

@@ -60,6 +60,16 @@ class TaskSection(_Section):
     options: Mapping[str, Any] = Field(default_factory=dict)
     """Handed to the task as keyword arguments, e.g. `depth = 20`."""
 
+    @field_validator("options", mode="before")
+    @classmethod
+    def _by_name(cls, options: object) -> object:
+        if not isinstance(options, Mapping):
+            raise ValueError(
+                f"these are the task's own options, each by its name; got {options!r}. Write "
+                "`--task.options.NAME VALUE`, or in the file: options = {NAME = VALUE}"
+            )
+        return options
+
     @field_validator("options")
     @classmethod
     def _recordable(cls, options: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -106,7 +106,8 @@ def open_split(task: Task, split: Split) -> Iterable[Any]:
         raise
     except Exception as cause:
         raise TaskError(
-            f"task `{task.name}` cannot open split `{split}`: {type(cause).__name__}: {cause}"
+            f"task `{task.name}` cannot open split `{split}`: {type(cause).__name__}: {cause}. "
+            "Repair `data` of the task, or the options that it was given"
         ) from cause
 
 

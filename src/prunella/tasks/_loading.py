@@ -66,7 +66,10 @@ def load(spec: str, *, progress: Progress | None = None, **options: Any) -> Task
 
 def _module(path: Path) -> ModuleType:
     if not path.is_file():
-        raise ConfigError(f"there is no task file `{path}` (looked in `{path.absolute().parent}`)")
+        raise ConfigError(
+            f"there is no task file `{path}` (looked in `{path.absolute().parent}`). Correct its "
+            "path, which in a settings file is relative to that file"
+        )
     path = path.resolve()
     name = f"prunella_task_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
