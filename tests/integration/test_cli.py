@@ -418,6 +418,8 @@ def test_suggest_lists_budgets_and_marks_the_knee(tmp_path: Path) -> None:
     assert re.search(r"budget +MACs left +params left +accuracy, predicted +delta", guess.stdout)
     assert len(re.findall(r"^ macs \d+\.0% ", guess.stdout, re.MULTILINE)) == 7
     assert guess.stdout.count("knee") == 1
+    assert "best choice leaves" not in guess.stderr, "seven plans are tried, none is chosen"
+    assert "predicted damage" not in guess.stderr
     assert "estimated on 64 samples" in guess.stderr
     knee = re.search(r"^ macs (\d+)\.0% .*knee", guess.stdout, re.MULTILINE)
     assert knee is not None

@@ -231,6 +231,19 @@ def test_multiples_by_group_and_with_a_ratio() -> None:
         prunella.allocate(groups, scores, 0.4, multiple_of=0)
 
 
+def test_how_good_a_choice_is_is_logged_of_the_one_that_is_asked_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    _, _, groups, scores = traced("residual")
+    caplog.set_level(logging.INFO, "prunella")
+    budget = prunella.Budget(macs=0.5)
+    found = allocate_and_bound(groups, scores, budget, lambda name, kept: 1 / (1 + kept))
+    assert "predicted damage" in found.remarks[0]
+    assert not caplog.records
+    prunella.allocate(groups, scores, budget, lambda name, kept: 1 / (1 + kept))
+    assert [record.message for record in caplog.records] == list(found.remarks)
+
+
 def test_groups_without_a_multiple_stay_and_are_named(caplog: pytest.LogCaptureFixture) -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 32, 1), nn.Conv2d(32, 4, 1))
     groups = prunella.couple(prunella.trace(model, torch.randn(1, 3, 4, 4)))

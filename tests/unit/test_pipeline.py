@@ -820,3 +820,12 @@ def test_a_metric_that_fails_on_test_loses_nothing_else(
     assert "budget met" in text
     assert f"The test split gave no number: {why[:20]}" in text
     assert prunella.load(tmp_path / "run/final", Context(config).dense)
+
+
+def test_an_example_that_is_shorter_than_a_batch_is_not_exported(tmp_path: Path) -> None:
+    context = Context(settings(tmp_path))
+    context.task = dataclasses.replace(context.task, inputs=lambda batch: (batch[0], batch[1]))
+    with pytest.raises(
+        ConfigError, match=r"makes 2 arguments of a batch, and its `example_inputs` are 1; .*Write"
+    ):
+        exporting._data(context, "valid", 2)

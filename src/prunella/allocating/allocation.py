@@ -2,14 +2,14 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from prunella.allocating.bill import Meters
 from prunella.allocating.choosing import Chooser
-from prunella.allocating.fitting import Fitted, Room, fit, reachable, used_up, written
+from prunella.allocating.fitting import Room, fit, reachable, used_up, written
 from prunella.allocating.levels import Damage, ladder
 from prunella.allocating.multiples import MultipleOf, Multiples, multiples
 from prunella.allocating.planning import make_plan, nothing_to_prune
@@ -37,11 +37,13 @@ class Allocation:
         plan: What is kept.
         damage: Predicted damage in all; None without predictions, or under a ratio.
         bound: No choice of levels within the budget does less; None where nothing is known.
+        remarks: How good the choice is, and what is nearest where a budget cannot be used up.
     """
 
     plan: Plan
     damage: float | None = None
     bound: float | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def gap(self) -> float | None:
@@ -61,7 +63,7 @@ def allocate(
     max_ratio: MaxRatio = 1.0,
     latency_model: LatencyModel | None = None,
 ) -> Plan:
-    """Choose the channels to keep.
+    """Choose the channels to keep, and log how good the choice is.
 
     Args:
         groups: The groups of a network.
@@ -87,7 +89,7 @@ def allocate(
         NothingToPruneError: The plan would remove nothing.
         ConfigError: A ratio or multiple is out of range, or a group is unknown.
     """
-    return allocate_and_bound(
+    found = allocate_and_bound(
         groups,
         scores,
         target,
@@ -95,7 +97,10 @@ def allocate(
         multiple_of=multiple_of,
         max_ratio=max_ratio,
         latency_model=latency_model,
-    ).plan
+    )
+    for remark in found.remarks:
+        log.info("%s", remark)
+    return found.plan
 
 
 def allocate_and_bound(
@@ -108,7 +113,7 @@ def allocate_and_bound(
     max_ratio: MaxRatio = 1.0,
     latency_model: LatencyModel | None = None,
 ) -> Allocation:
-    """Choose the channels to keep, and say how near the choice is to the best one.
+    """Choose the channels to keep, and say how near the choice is to the best one; log nothing of it.
 
     Arguments and errors are those of `allocate`.
     """
@@ -198,8 +203,8 @@ def _under(
     mask = chooser.mask(fitted.counts)
     plan = make_plan(groups, mask, chooser.layout)
     plan = replace(plan, before=dense, after=meters.costs(mask))
-    _report(room, plan, fitted)
-    return Allocation(plan, fitted.damage, fitted.bound)
+    found = Allocation(plan, fitted.damage, fitted.bound)
+    return replace(found, remarks=tuple(_remarks(room, found)))
 
 
 def _margins(room: Room, dense: Costs) -> str:
@@ -236,13 +241,10 @@ def _name_whole(
         log.warning("multiple_of leaves no choice but all channels to %s%s", listed, more)
 
 
-def _report(room: Room, plan: Plan, fitted: Fitted) -> None:
-    """Say how good the choice is, and what is nearest where a budget cannot be used up."""
-    if fitted.damage and fitted.bound is not None:
-        gap = (fitted.damage - fitted.bound) / fitted.damage
-        if np.isfinite(gap):
-            log.info("predicted damage %.4g, within %.2f%% of the least", fitted.damage, 100 * gap)
-    if not used_up(room, plan.after):
+def _remarks(room: Room, found: Allocation) -> Iterator[str]:
+    if found.damage and found.gap is not None and np.isfinite(found.gap):
+        yield f"predicted damage {found.damage:.4g}, within {found.gap:.2%} of the least"
+    if not used_up(room, found.plan.after):
         for name, limit in room.limits.items():
-            left = written(name, getattr(plan.after, name))
-            log.info("of at most %s the best choice leaves %s", written(name, limit), left)
+            left = written(name, getattr(found.plan.after, name))
+            yield f"of at most {written(name, limit)} the best choice leaves {left}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from prunella.allocating import allocate
+from prunella.allocating import allocate_and_bound
 from prunella.pipeline.context import Context
 from prunella.plan import Budget
 from prunella.scoring import score
@@ -16,7 +16,7 @@ def reachable(context: Context, budget: Budget) -> dict[str, float]:
         NothingToPruneError: The budget is met by the dense model.
     """
     scores = score(context.dense, context.groups)  # which channels go changes no cost
-    allocate(context.groups, scores, budget, latency_model=context.latency_model)
+    allocate_and_bound(context.groups, scores, budget, latency_model=context.latency_model)
     limits = budget.resolve(context.priced)
     return {name: _share(limit, getattr(context.priced, name)) for name, limit in limits.items()}
 

@@ -5,6 +5,7 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -200,11 +201,23 @@ def _data(context: Context, split: tasks.Split, most: int | None) -> Calibration
     for index, batch in enumerate(
         tasks.batches(tasks.open_split(context.task, split), f"split `{split}`")
     ):
-        found.append((tasks.positional(context.task, batch), {}))
+        args = tasks.positional(context.task, batch)
+        _check_example(context.task, args)
+        found.append((args, {}))
         samples = sum(samples_in(args) for args, _ in found)
         if index + 1 == most or (most is None and samples >= SAMPLES):
             break
     return Calibration(found)
+
+
+def _check_example(task: tasks.Task, args: tuple[Any, ...]) -> None:
+    given, example = len(args), len(task.example_inputs)
+    if given != example:
+        raise ConfigError(
+            f"`inputs` of task `{task.name}` makes {given} arguments of a batch, and its "
+            f"`example_inputs` are {example}; a file has one form of inputs, that of the example. "
+            "Write `example_inputs` as `inputs` packs a batch, as in (images[:1], targets[:1])"
+        )
 
 
 def _int8(context: Context, exported: Exported, max_drop: float) -> Quantized:

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from prunella import sensitivity as analysis
 from prunella import tasks
-from prunella.allocating import allocate
+from prunella.allocating import allocate_and_bound
 from prunella.calibration import Calibration
 from prunella.errors import BudgetError, NothingToPruneError
 from prunella.finetuning.feeding import own_chance
@@ -149,14 +149,14 @@ def forecast(context: Context, curves: Sensitivity, target: Mapping[str, float])
     """Make the plan for a budget (shares of the dense model), and predict what it does."""
     groups, dense = context.groups, context.priced
     scores = score(context.dense, groups)  # which channels go changes no cost and no prediction
-    plan = allocate(
+    plan = allocate_and_bound(
         groups,
         scores,
         budget_of(context, target),
         damage_of(context, curves, groups),
         max_ratio=most(context, groups),
         latency_model=context.latency_model,
-    )
+    ).plan
     kept = {name: len(channels) for name, channels in plan.channels.items()}
     return Forecast(
         budget=dict(target),

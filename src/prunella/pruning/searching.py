@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from prunella.allocating import Damage, allocate
+from prunella.allocating import Damage, allocate_and_bound
 from prunella.allocating.multiples import MultipleOf
 from prunella.calibration import Calibration, thinned
 from prunella.errors import ConfigError
@@ -283,7 +283,9 @@ class _Drawer:
     def _draw(self, point: _Point, damage: Damage | None) -> _Draw | None:
         task = self._task
         scores = task.orders[point.order]
-        plan = allocate(task.groups, scores, task.budget, damage, multiple_of=task.multiple_of)
+        plan = allocate_and_bound(
+            task.groups, scores, task.budget, damage, multiple_of=task.multiple_of
+        ).plan
         key = tuple(plan.channels.items())
         if key in self._seen:
             return None

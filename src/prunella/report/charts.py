@@ -15,7 +15,9 @@ LINES = (BLUE, ORANGE, GREEN, "#d946a6", "#b8860b", "#14a3b8", "#94663f", GRAY)
 # From nothing to a lot: the page shows through where nothing is lost.
 HEAT = [[0.0, "rgba(224,102,47,0.04)"], [0.5, "rgba(224,102,47,0.55)"], [1.0, "rgb(176,42,32)"]]
 LONGEST_NAME = 30
-_GAPS = "A cross: the metric was no finite number there, or the model raised: that counts as the worst."
+_GAPS = (
+    "A cross: the metric was no finite number there, or the model raised: that counts as the worst."
+)
 
 
 @dataclass(frozen=True, slots=True)
