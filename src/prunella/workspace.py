@@ -118,6 +118,10 @@ class Workspace:
             else:
                 left.unlink(missing_ok=True)
 
+    def holds(self, name: str) -> bool:
+        """Say whether there is a record of this name, whatever it is worth."""
+        return (self.folder / f"{name}.json").exists()
+
     def read(self, name: str) -> Entry | None:
         """Read a record, None where there is none.
 
@@ -248,11 +252,12 @@ class Workspace:
             raise self._damaged(name, path, "its content does not match its recorded sha256")
 
     def _damaged(self, name: str, path: Path, what: str) -> WorkspaceError:
-        verb = _RECREATE.get(name.rpartition("/")[2], "prunella run")
+        verb = _RECREATE.get(name.rpartition("/")[2], "")
+        command = f"`{verb}` (or `prunella run`)" if verb else "`prunella run`"
         return WorkspaceError(
             f"`{path}` is damaged: {what}. Put back the file that was written, or delete "
-            f"`{self.folder / name}.json` and run `{verb}` (or `prunella run`) to make it again; "
-            "the other results are kept"
+            f"`{self.folder / name}.json` and run {command} to make it again; the other results "
+            "are kept"
         )
 
 

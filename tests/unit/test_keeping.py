@@ -14,6 +14,7 @@ from prunella.config import Config, load
 from prunella.errors import WorkspaceError
 from prunella.pipeline import healing, verbs
 from prunella.pipeline.exporting import Wanted, export, settings_of
+from prunella.workspace import Workspace
 
 TASK = Path(__file__).parents[1] / "tiny_task.py"
 BASE = {
@@ -106,14 +107,28 @@ def test_a_kill_after_it_was_put_aside_leaves_something_to_report_on(
         assert now.read_bytes() == then.read_bytes()
 
 
-def test_a_final_model_without_its_record_is_not_lost(folder: Path) -> None:
-    shutil.rmtree(folder / "final")
-    shutil.copytree(folder / "rounds/01/1/pruned", folder / "final")
+def test_a_final_model_of_another_attempt_is_put_aside(folder: Path) -> None:
+    space = Workspace(folder)
+    entry = space.read("final")
+    assert entry is not None
+    space.write("final", {**entry.inputs, "from": "rounds/02/1"}, entry.payload)
+    pipeline.transform(settings(folder))
+    for name in ("final", "earlier/01/final"):
+        assert (folder / name / "model.safetensors").exists()
+
+
+def test_a_damaged_final_model_is_made_again_in_its_place(folder: Path) -> None:
+    weights = folder / "final/model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:40])
+    with pytest.raises(
+        WorkspaceError, match=r"delete `.*final\.json` and run `prunella transform`"
+    ):
+        pipeline.transform(settings(folder))
     (folder / "final.json").unlink()
     pipeline.transform(settings(folder))
-    assert (folder / "earlier/01/final/model.safetensors").read_bytes() == (
-        folder / "rounds/01/1/pruned/model.safetensors"
-    ).read_bytes()
+    assert weights.read_bytes() == whole
+    assert not (folder / "earlier").exists()
 
 
 @pytest.fixture

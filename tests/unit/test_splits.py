@@ -39,7 +39,9 @@ EMPTY = "lambda split: [] if split == '{split}' else whole.data(split)"
 NONE = "lambda split: {'train': whole.data('train'), 'valid': whole.data('valid')}[split]"
 
 
-NO_TEST = r"cannot open split `test`: KeyError: 'test'\. The split `test` judges the final"
+NO_TEST = (
+    r"cannot open split `test`: KeyError: 'test'\. Repair .* The split `test` judges the final"
+)
 EMPTY_TEST = r"loader of split `test` gave no batch.*hold some data out"
 MISSING = [
     (EMPTY.format(split="train"), "loader of split `train` in epoch 1 gave no batch"),
@@ -58,7 +60,7 @@ MISSING = [
 def test_a_missing_split_is_found_before_the_model_is_made(
     tmp_path: Path, verb: str, data: str, message: str
 ) -> None:
-    config = settings(tmp_path, data=data, more="model=None")  # making the model would fail
+    config = settings(tmp_path, data=data, more="model=lambda: 1 / 0")  # it is not made yet
     with pytest.raises(TaskError, match=message):
         getattr(pipeline, verb)(config)
     assert not (tmp_path / "run/baseline.json").exists()
@@ -77,7 +79,7 @@ def test_what_tests_nothing_needs_no_test_split(tmp_path: Path) -> None:
 def test_batches_that_the_task_cannot_read_are_found_as_well(tmp_path: Path) -> None:
     data = "lambda split: [{'images': 0}] if split == 'test' else whole.data(split)"
     with pytest.raises(TaskError, match=r"`inputs` of task `tiny` raised KeyError: 0.*`test`"):
-        pipeline.run(settings(tmp_path, data, more="model=None"))
+        pipeline.run(settings(tmp_path, data, more="model=lambda: 1 / 0"))
 
 
 def test_what_fails_only_when_tested_leaves_the_final_model(tmp_path: Path) -> None:
@@ -90,3 +92,37 @@ def test_what_fails_only_when_tested_leaves_the_final_model(tmp_path: Path) -> N
         pipeline.run(settings(tmp_path, data))
     assert (tmp_path / "run/final/plan.json").exists()
     assert (tmp_path / "run/final.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            "loss=lambda o, b: o",
+            r"loss of task `tiny` must be a tensor of one number, got \(32, 4",
+        ),
+        ("loss=lambda o: 1", "the loss of task `tiny` raised TypeError"),
+        (
+            "inputs=lambda batch: (batch[0].repeat(1, 1 + (len(batch[1]) == 31), 1, 1),)",
+            r"dense model raised RuntimeError.* in training mode, on the first batch of split",
+        ),
+    ],
+)
+def test_a_loss_that_fails_is_found_before_the_analysis(
+    tmp_path: Path, more: str, message: str
+) -> None:
+    data = (
+        "lambda split: [tuple(p[:31] for p in b) for b in whole.data(split)] if split == 'train' "
+        "else whole.data(split)"
+        if "31" in more
+        else "whole.data"
+    )
+    config = settings(tmp_path, data, f"settings={{'distill': 0.0}}, {more}")
+    with pytest.raises(TaskError, match=message):
+        pipeline.run(config)
+    assert not (tmp_path / "run/sensitivity.json").exists()
+
+
+def test_a_loss_that_is_never_asked_for_is_not_looked_at(tmp_path: Path) -> None:
+    pipeline.run(settings(tmp_path, "whole.data", "settings={'distill': 1.0}, loss=lambda: 1"))
+    assert (tmp_path / "run/final/plan.json").exists()

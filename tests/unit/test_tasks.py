@@ -77,6 +77,7 @@ def test_a_file_imports_its_neighbours_and_has_dataclasses(tmp_path: Path) -> No
         ("def task():\n    return None", "must define `task`"),
         ("import os\n\n1 / 0", r"raised at line 3: ZeroDivisionError: division by zero"),
         ("def task(:", r"raised at line 1: SyntaxError"),
+        ("import sys\nsys.exit(3)", r"raised at line 2: SystemExit: 3"),
         (
             "def task():\n    raise OSError('no network')",
             "raised at line 2: OSError: no network. Repair",
@@ -175,6 +176,38 @@ def test_split_that_cannot_be_opened() -> None:
 
     with pytest.raises(TaskError, match="cannot open split `valid`: FileNotFoundError: /data/val"):
         tasks.evaluate(small_model(), replace(small_task(), data=data), "valid")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            lambda: Path("/none/w.pt").read_bytes(),
+            r"raised FileNotFoundError at .*:\d+ .*w\.pt.* Repair it there",
+        ),
+        (lambda: None, "returns the trained model, a torch.nn.Module, got NoneType"),
+        (lambda: small_model().state_dict(), r".* got OrderedDict\. A state dict has to be loaded"),
+    ],
+)
+def test_a_model_that_is_none(model: Any, message: str) -> None:
+    with pytest.raises(TaskError, match=rf"`model` of task `points` {message}"):
+        tasks.model_of(replace(small_task(), model=model))
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("metric", lambda pairs: 1.0, "is a `prunella.tasks.Metric`, got function: write"),
+        ("metric", None, "is a `prunella.tasks.Metric`, got NoneType"),
+        ("model", nn.Linear(2, 2), "is a function that returns the trained model, got a Linear"),
+        ("data", [], "is a function, got list"),
+        ("loss", None, "is a function, got NoneType"),
+        ("inputs", 3, "is a function, got int"),
+    ],
+)
+def test_parts_of_another_kind_are_named(part: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"`{part}` of task `points` {message}"):
+        replace(small_task(), **{part: value})
 
 
 def test_better_follows_the_direction() -> None:

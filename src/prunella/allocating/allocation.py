@@ -113,7 +113,7 @@ def allocate_and_bound(
     max_ratio: MaxRatio = 1.0,
     latency_model: LatencyModel | None = None,
 ) -> Allocation:
-    """Choose the channels to keep, and say how near the choice is to the best one; log nothing of it.
+    """Choose the channels to keep, and return how near the choice is to the best one, unlogged.
 
     Arguments and errors are those of `allocate`.
     """

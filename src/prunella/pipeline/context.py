@@ -86,7 +86,7 @@ class Context:
     def dense(self) -> nn.Module:
         """The trained model as it was before any pruning."""
         with own_chance(self.config.run.seed, self.device):
-            return self.task.model().to(self.device).eval()
+            return tasks.model_of(self.task).to(self.device).eval()
 
     @cached_property
     def example(self) -> tuple[Any, ...]:

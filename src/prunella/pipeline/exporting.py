@@ -98,13 +98,13 @@ def export(
     kind = target(wanted.to)
     if wanted.batch < 1:
         raise ConfigError(
-            f"`batch` must be at least 1, got batch={wanted.batch}. It is how many samples are timed "
-            "at once; leave it out for one"
+            f"`batch` must be at least 1, got batch={wanted.batch}. It is how many samples are "
+            "timed at once; leave it out for one"
         )
     if not wanted.max_drop >= 0:
         raise ConfigError(
-            f"`max_drop` must not be negative, got max_drop={wanted.max_drop}. It is how much of the "
-            f"metric int8 may lose, e.g. {MAX_DROP}"
+            f"`max_drop` must not be negative, got max_drop={wanted.max_drop}. It is how much of "
+            f"the metric int8 may lose, e.g. {MAX_DROP}"
         )
     if wanted.int8 and wanted.to != "onnx":
         raise ConfigError(

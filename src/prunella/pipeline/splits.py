@@ -1,4 +1,4 @@
-"""A look at the splits of a task before the long work, or a missing one costs hours to find."""
+"""A look at the splits and the loss of a task before the long work, or it costs hours to find."""
 
 from contextlib import closing
 
@@ -6,8 +6,13 @@ import torch
 
 from prunella import tasks
 from prunella.errors import TaskError
+from prunella.finetuning import Recipe
 from prunella.finetuning.feeding import Feed, own_chance
+from prunella.finetuning.losses import loss_of
+from prunella.model.blame import own_line
+from prunella.model.modes import evaluating
 from prunella.pipeline.context import Context
+from prunella.pipeline.defaults import suggested
 from prunella.tasks import Split
 
 
@@ -27,6 +32,35 @@ def look_at_splits(context: Context, *splits: Split) -> None:
                 f"{cause}. The split `test` judges the final model, once, at the end of a run: "
                 "hold some data out for it before the work begins"
             ) from cause
+
+
+def look_at_loss(context: Context) -> None:
+    """Compute the training loss of the dense model on a first batch, as finetuning will.
+
+    Raises:
+        TaskError: The model raises in training mode, or the loss does, or is not one number.
+    """
+    task, settings = context.task, context.config.finetune
+    distill = suggested(task).get("distill") if settings.distill is None else settings.distill
+    if task.train is not None or distill == 1:  # the loss is then never asked for
+        return
+    with (
+        own_chance(0, context.device),
+        evaluating(context.dense) as model,
+        closing(Feed(tasks.open_split(task, "train"), 0).epoch(1)) as found,
+        torch.no_grad(),
+    ):
+        batch = tasks.to_device(next(found), context.device)
+        try:
+            outputs = model.train()(*tasks.positional(task, batch))
+        except TaskError:
+            raise
+        except Exception as cause:
+            raise TaskError(
+                f"the dense model raised {type(cause).__name__}{own_line(cause)} in training mode, "
+                f"on the first batch of split `train`: {cause}. It is finetuned in that mode"
+            ) from cause
+        loss_of(task, Recipe(), outputs, batch)
 
 
 def _look(context: Context, split: Split) -> None:

@@ -18,7 +18,7 @@ from prunella.pipeline.keeping import check_owner, opened
 from prunella.pipeline.recording import RECORD, assemble, current_model, record
 from prunella.pipeline.rounds import loop
 from prunella.pipeline.slots import Attempt, Slot, after, attempts
-from prunella.pipeline.splits import look_at_splits
+from prunella.pipeline.splits import look_at_loss, look_at_splits
 from prunella.pipeline.stages import (
     Start,
     baseline,
@@ -205,6 +205,7 @@ def run(config: Config, progress: Progress | None = None, *, typed: str | None =
         target = reachable(context, budget)
         first = baseline(context)
         check_floor(context, first)
+        look_at_loss(context)
         analyzed = sensitivity(context)
         record(context, upto=Slot(0, 0))
         best, met = loop(context, first, analyzed, target)

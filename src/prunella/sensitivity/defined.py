@@ -19,9 +19,9 @@ log = logging.getLogger("prunella")
 def finite_or_none(evaluate: Callable[[], float], model: nn.Module) -> float | None:
     """Evaluate a model that was cut; None where the metric is no finite number.
 
-    It is none, either, where it divides by zero, or raises on outputs that are not finite; nor where
-    the model itself raises, as by an assertion of the user's on values. Whatever else is raised
-    (data that cannot be read, too little memory) says nothing about the cut.
+    It is none, either, where it divides by zero, or raises on outputs that are not finite; nor
+    where the model itself raises, as by an assertion of the user's on values. Whatever else is
+    raised (data that cannot be read, too little memory) says nothing about the cut.
 
     Args:
         evaluate: Computes the metric of the model.

@@ -127,8 +127,8 @@ def estimate(  # noqa: PLR0913  every argument is one decision of the user's
                 values.append(finite_or_none(partial(evaluate, model), model))
     if None in values:
         log.warning(
-            "the metric `%s` is no finite number with %d of the %d cuts that were evaluated, or the "
-            "model raises, which counts as the worst",
+            "the metric `%s` is no finite number with %d of the %d cuts that were evaluated, or "
+            "the model raises, which counts as the worst",
             metric,
             values.count(None),
             len(values),

@@ -5,6 +5,7 @@ from prunella.tasks._evaluating import NotFiniteError as NotFiniteError
 from prunella.tasks._evaluating import batches as batches
 from prunella.tasks._evaluating import evaluate as evaluate
 from prunella.tasks._evaluating import fingerprint as fingerprint
+from prunella.tasks._evaluating import model_of as model_of
 from prunella.tasks._evaluating import open_split as open_split
 from prunella.tasks._evaluating import positional as positional
 from prunella.tasks._evaluating import size_of as size_of
@@ -32,6 +33,7 @@ __all__ = [
     "fingerprint",
     "first_of",
     "load",
+    "model_of",
     "open_split",
     "positional",
     "size_of",

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from prunella.errors import TaskError
+from prunella.errors import ConfigError, TaskError
+from prunella.model.blame import own_line
 from prunella.model.modes import evaluating
 from prunella.model.outputs import changed, finite, in_float32
 from prunella.model.structure import device_of
@@ -82,8 +83,8 @@ def evaluate(
                 ) from cause
             raise TaskError(
                 f"judging the model on split `{split}` failed: {type(cause).__name__}: {cause}. "
-                f"Check that the model's outputs and metric `{task.metric.name}` of task "
-                f"`{task.name}` fit together"
+                f"Check that the model takes what `inputs` of task `{task.name}` makes of a batch, "
+                f"and metric `{task.metric.name}` what the model returns"
             ) from cause
     if not math.isfinite(value):
         raise NotFiniteError(
@@ -109,6 +110,29 @@ def open_split(task: Task, split: Split) -> Iterable[Any]:
             f"task `{task.name}` cannot open split `{split}`: {type(cause).__name__}: {cause}. "
             "Repair `data` of the task, or the options that it was given"
         ) from cause
+
+
+def model_of(task: Task) -> nn.Module:
+    """Ask the task for its dense model.
+
+    Raises:
+        TaskError: The task's `model` raises, or returns something else.
+    """
+    try:
+        model = task.model()
+    except (TaskError, ConfigError):
+        raise
+    except Exception as cause:
+        raise TaskError(
+            f"`model` of task `{task.name}` raised {type(cause).__name__}{own_line(cause)}: "
+            f"{cause}. Repair it there"
+        ) from cause
+    if not isinstance(model, nn.Module):
+        raise TaskError(
+            f"`model` of task `{task.name}` returns the trained model, a torch.nn.Module, got "
+            f"{type(model).__name__}. A state dict has to be loaded into one"
+        )
+    return model
 
 
 def batches(loader: Iterable[Any], where: str) -> Iterator[Any]:
@@ -151,7 +175,8 @@ def positional(task: Task, batch: Any) -> tuple[Any, ...]:
     except Exception as cause:
         raise TaskError(
             f"`inputs` of task `{task.name}` raised {type(cause).__name__}: {cause}, given a batch "
-            f"of type {type(batch).__name__}"
+            f"of type {type(batch).__name__}. Say what the model takes of it, as in "
+            "`inputs=lambda batch: (batch['images'],)`"
         ) from cause
     if not isinstance(inputs, (tuple, list)):
         raise TaskError(

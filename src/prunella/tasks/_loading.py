@@ -81,7 +81,7 @@ def _module(path: Path) -> ModuleType:
     try:
         with _importable(path.parent):
             spec.loader.exec_module(module)
-    except Exception as cause:
+    except (Exception, SystemExit) as cause:
         del sys.modules[name]
         raise TaskError(
             f"the task file `{path}` raised {_place(cause, path)}: {type(cause).__name__}: {cause}."
@@ -135,7 +135,7 @@ def _call(
         return make(**given)
     except (TaskError, ConfigError):
         raise
-    except Exception as cause:
+    except (Exception, SystemExit) as cause:
         raise TaskError(
             f"task `{spec}` raised {_place(cause, file)}: {type(cause).__name__}: {cause}. Repair "
             "it there"

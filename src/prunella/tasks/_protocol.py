@@ -71,6 +71,22 @@ class Task:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.metric, Metric):
+            raise ConfigError(
+                f"`metric` of task `{self.name}` is a `prunella.tasks.Metric`, got "
+                f"{type(self.metric).__name__}: write `Metric('accuracy', True, compute)`"
+            )
+        if isinstance(self.model, nn.Module):
+            raise ConfigError(
+                f"`model` of task `{self.name}` is a function that returns the trained model, got "
+                f"a {type(self.model).__name__}: write `lambda: model`"
+            )
+        for name in ("model", "data", "loss", "inputs"):
+            if not callable(getattr(self, name)):
+                raise ConfigError(
+                    f"`{name}` of task `{self.name}` is a function, got "
+                    f"{type(getattr(self, name)).__name__}"
+                )
         if not isinstance(self.example_inputs, tuple):
             raise ConfigError(
                 f"`example_inputs` of task `{self.name}` is a tuple of the model's positional "
