@@ -1,5 +1,6 @@
 """The command line: what it prints where, what it teaches, what it says when things go wrong."""
 
+import io
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from prunella.cli import app
+from prunella.cli import app, speaking
 from prunella.cli.speaking import split
 from prunella.cli.verbs import VERBS
 from prunella.config import keys
@@ -291,6 +292,18 @@ def test_words_may_stand_in_any_order(
     assert "--run.folder" in result.stderr
     assert list(tmp_path.iterdir()) == []
     assert ("--finetune.masked true" in result.stderr) == ("--finetune.masked" in words)
+
+
+def test_what_is_said_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", plain)
+    monkeypatch.setattr(sys, "stderr", None)
+    speaking.never_mute()
+    speaking.console().print("\N{MINUS SIGN}1")
+    speaking.say("\N{MINUS SIGN}1")
+    plain.seek(0)
+    assert plain.read() == "?1\n"
+    sys.stderr.close()
 
 
 def test_version() -> None:

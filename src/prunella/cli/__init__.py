@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from prunella.cli import verbs
+from prunella.cli import speaking, verbs
 from prunella.cli.words import Group
 
 app = typer.Typer(
@@ -43,4 +43,5 @@ def _options(
 
 def main() -> None:
     """Run the command line."""
+    speaking.never_mute()
     app()

@@ -1,6 +1,7 @@
 """What the command line says: data to stdout, everything else to stderr."""
 
 import contextlib
+import io
 import logging
 import os
 import re
@@ -22,6 +23,17 @@ def console(error: bool = False) -> Console:
     stream = sys.stderr if error else sys.stdout
     width = None if stream.isatty() else WIDE
     return Console(file=stream, width=width, highlight=False, soft_wrap=not stream.isatty())
+
+
+def never_mute() -> None:
+    """See that no run ends by what it says: a letter the terminal lacks, or a closed stream."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the end
+            setattr(sys, name, nowhere)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def first_process() -> bool:

@@ -47,7 +47,7 @@ def look_at_loss(context: Context) -> None:
     with (
         own_chance(0, context.device),
         evaluating(context.dense) as model,
-        closing(Feed(tasks.open_split(task, "train"), 0).epoch(1)) as found,
+        closing(Feed(tasks.open_split(task, "train"), 0).epoch(1)) as found,  # type: ignore[type-var]
         torch.no_grad(),
     ):
         batch = tasks.to_device(next(found), context.device)
