@@ -82,13 +82,15 @@ class Blocks:
 class MacTerm:
     """Multiply-accumulates of one operator: `factor` times the kept channels in each of `dims`.
 
-    `dims` list channel numbers as in `Group.start`; -1 is what is never cut.
+    `dims` list channel numbers as in `Group.start`; -1 is what is never cut. `sums`: none are
+    counted where a single channel is left of the last of them.
     """
 
     node: str
     module: str
     factor: int
     dims: tuple[np.ndarray, ...]
+    sums: bool = False
 
 
 @dataclass(frozen=True, eq=False)

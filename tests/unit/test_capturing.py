@@ -372,3 +372,26 @@ def test_a_tensor_passed_twice_is_two_inputs() -> None:
     assert len(set(names)) == 2
     (y,) = run(captured, Twice(), {names[0]: x, names[1]: 2 * x})
     assert torch.equal(y, -x)
+
+
+class Interacts(nn.Module):
+    """Products of all pairs of features, as recommenders have them; a buffer says which."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(6, 5 * 8), nn.Linear(10, 3)
+        self.register_buffer("pairs", torch.ones(5, 5, dtype=torch.bool).tril(-1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.embed(x).view(-1, 5, 8)
+        found: Tensor = self.head((y @ y.mT)[:, self.pairs].relu())
+        return found
+
+
+def test_of_sizes_that_only_checks_asked_for_nothing_is_left() -> None:
+    model, x = Interacts().double().eval(), torch.randn(2, 6, dtype=torch.float64)
+    graph = prunella.trace(model, x)
+    assert not graph.recorded
+    assert not [node.op for node in graph.nodes if "sym_" in node.op or "_operator" in node.op]
+    result = prunella.prune(model, x, ratio=0.5, heads="inside", form="graph")  # runs node by node
+    assert result.model(x).shape == (2, 3)

@@ -21,9 +21,15 @@ class _Untracked(nullcontext[None]):
 
 
 def _more() -> dict[Any, Any]:
-    """Return what the framework's counter leaves out: attention on the CPU, rows of experts."""
-    more: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
-    more[torch.ops.aten.mkldnn_rnn_layer] = _recurrent
+    """Return what the framework's counter leaves out.
+
+    Attention on the CPU, rows of experts, and products with vectors: whether `x @ v` is one of
+    these or of a matrix, to it, depends on how `x` lies in memory.
+    """
+    aten = torch.ops.aten
+    more: dict[Any, Any] = {aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+    more[aten.mkldnn_rnn_layer] = _recurrent
+    more |= {aten.mv: _vector, aten.dot: _vector, aten.vdot: _vector, aten.addmv: _added_vector}
     for library, name in (("aten", "_grouped_mm"), ("transformers", "grouped_mm_fallback")):
         op = getattr(getattr(torch.ops, library), name, None)
         if op is not None:
@@ -33,6 +39,15 @@ def _more() -> dict[Any, Any]:
 
 def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
     return int(sdpa_flop_count(query, key, value))
+
+
+def _vector(x: torch.Size, *_: Any, **__: Any) -> int:
+    """Every element of a matrix, or a vector, meets one of a vector."""
+    return 2 * prod(x)
+
+
+def _added_vector(_: torch.Size, x: torch.Size, *__: Any, **___: Any) -> int:
+    return 2 * prod(x)
 
 
 def _recurrent(x: torch.Size, inner: torch.Size, outer: torch.Size, *_: Any, **__: Any) -> int:

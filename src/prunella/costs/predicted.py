@@ -8,7 +8,7 @@ import numpy as np
 
 from prunella.costs.widths import PLAIN, Step
 from prunella.graph import Value
-from prunella.plan import Costs, Groups
+from prunella.plan import Costs, Groups, MacTerm
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,20 @@ def evaluate(terms: Sequence[Term], mask: np.ndarray) -> int:
 
 def mac_terms(groups: Groups) -> list[Term]:
     """List the multiply-accumulates of every operator, of all samples of the example."""
-    return [Term(term.factor, term.dims) for term in groups.terms]
+    starts = np.array([group.start for group in groups], dtype=np.int64)
+    return [Term(term.factor, term.dims, _steps(term, starts)) for term in groups.terms]
+
+
+_SUM = Step(least=2)
+
+
+def _steps(term: MacTerm, starts: np.ndarray) -> tuple[Step, ...]:
+    """Let a sum over a single channel count as none; one over several groups never gets there."""
+    if not term.sums:
+        return ()
+    *_, summed = term.dims
+    owners = np.unique(np.searchsorted(starts, summed, side="right"))
+    return (PLAIN,) * (len(term.dims) - 1) + (_SUM if len(owners) == 1 else PLAIN,)
 
 
 def param_terms(groups: Groups) -> list[Term]:

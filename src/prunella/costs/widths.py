@@ -21,6 +21,7 @@ class Step:
         block: A block begun counts in full; 1 counts channels.
         of: A multiple of what.
         only: "all" widths count, or those that are a "whole" multiple of it, or the "ragged" ones.
+        least: Fewer channels than these count as none.
 
     Example:
         >>> Step(block=16)(np.array([3, 16, 17])).tolist()
@@ -32,10 +33,11 @@ class Step:
     block: int = 1
     of: int = 1
     only: Literal["all", "whole", "ragged"] = "all"
+    least: int = 1
 
     def __call__(self, width: np.ndarray) -> np.ndarray:
         """Apply to counts of channels."""
-        found = -(-width // self.block) * self.block
+        found = -(-width // self.block) * self.block * (width >= self.least)
         if self.only == "all":
             return np.asarray(found)
         return np.where((width % self.of == 0) == (self.only == "whole"), found, 0)

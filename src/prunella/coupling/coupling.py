@@ -19,7 +19,7 @@ from prunella.coupling.sizing import bind_sizes
 from prunella.coupling.unread import unread
 from prunella.errors import ConfigError
 from prunella.graph import Graph, refs
-from prunella.labels import Labels, Shape
+from prunella.labels import Labels, Product, Shape
 from prunella.labels.ragged import Ragged, ranges, sorted_by
 from prunella.model.structure import prefixes
 from prunella.plan import (
@@ -260,10 +260,7 @@ def _assemble(labels: Labels, components: np.ndarray) -> Groups:
         prunable=tuple(sorted_out[False]),
         frozen=tuple(sorted_out[True]),
         blocks=tuple(_blocks(labels, numbers)),
-        terms=tuple(
-            MacTerm(p.node, p.module, *_product(p.factor, [numbers[d.numpy()] for d in p.dims]))
-            for p in labels.products
-        ),
+        terms=tuple(_term(product, numbers) for product in labels.products),
         followers=tuple(
             Follower(f.module, f.attribute, numbers[f.heads.numpy()], f.per)
             for f in labels.followed
@@ -356,12 +353,14 @@ def _blocks(labels: Labels, number: np.ndarray) -> Iterable[Blocks]:
     return found.values()
 
 
-def _product(factor: int, dims: list[np.ndarray]) -> tuple[int, tuple[np.ndarray, ...]]:
+def _term(product: Product, numbers: np.ndarray) -> MacTerm:
     """Fold the dimensions that never change into the factor."""
-    changing = []
+    factor, changing = product.factor, []
+    dims = [numbers[found.numpy()] for found in product.dims]
     for dim in dims:
         if (dim < 0).all():
             factor *= len(dim)
         else:
             changing.append(dim)
-    return factor, tuple(changing)
+    sums = product.sums and bool((dims[-1] >= 0).any())
+    return MacTerm(product.node, product.module, factor, tuple(changing), sums)

@@ -39,12 +39,16 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """Multiply-accumulates of one node: a factor times the sizes of the labelled dimensions."""
+    """Multiply-accumulates of one node: a factor times the sizes of the labelled dimensions.
+
+    `sums`: the last of them is all that is summed over; of one channel alone nothing is counted.
+    """
 
     node: str
     module: str
     factor: int
     dims: tuple[Tensor, ...]
+    sums: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,8 +220,13 @@ class Labels:
         """Require every row of `labels`, `[rows, size]`, to keep equally many."""
         self.rows.append(Rows(labels, node.where(), moved))
 
-    def multiply(self, node: Node, factor: int, dims: Sequence[Tensor | int]) -> None:
-        """Count a product of `factor` and the sizes `dims` as multiply-accumulates."""
+    def multiply(
+        self, node: Node, factor: int, dims: Sequence[Tensor | int], *, sums: bool = False
+    ) -> None:
+        """Count a product of `factor` and the sizes `dims` as multiply-accumulates.
+
+        `sums`: nothing where the last of them, which is summed over, has length 1.
+        """
         if node.training:
             return
         labelled = []
@@ -226,7 +235,7 @@ class Labels:
                 factor *= dim
             else:
                 labelled.append(dim)
-        self.products.append(Product(node.name, node.module, factor, tuple(labelled)))
+        self.products.append(Product(node.name, node.module, factor, tuple(labelled), sums))
 
     def mark(self, node: Node) -> None:
         """Note that a node takes statistics over channels: those that are kept, once some are cut.

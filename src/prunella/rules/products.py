@@ -70,9 +70,15 @@ def _name(node: Node) -> str:
 
 
 def multiply(
-    labels: Labels, node: Node, factors: Sequence[Factor], output: Sequence[Any], *, count: bool
+    labels: Labels,
+    node: Node,
+    factors: Sequence[Factor],
+    output: Sequence[Any],
+    *,
+    count: bool,
+    order: Sequence[tuple[int, int]] = (),
 ) -> Factor:
-    """Multiply tensors one after another, as einsum does; sum over what is in no later one.
+    """Multiply tensors two by two, as einsum does; sum over what is in no other one.
 
     Args:
         labels: The record.
@@ -80,14 +86,19 @@ def multiply(
         factors: The tensors, at least one.
         output: The letters of the result.
         count: Count multiply-accumulates where anything is summed.
+        order: Which two of those that are left come next; their product is then the last of them.
+            Without: one after another.
     """
-    made, *rest = factors
-    for i, other in enumerate(rest, start=1):
-        needed = {letter for later in rest[i:] for letter in later.letters} | set(output)
-        both = dict.fromkeys((*made.letters, *other.letters))
-        left = tuple(letter for letter in both if letter in needed)
-        made = _product(labels, node, [made, other], left, count=count)
-    return _product(labels, node, [made], tuple(output), count=False)
+    left = list(factors)
+    for i, j in order or [(0, 1)] * (len(left) - 1):
+        two = [left[i], left[j]]
+        rest = [f for at, f in enumerate(left) if at not in (i, j)]
+        needed = {letter for later in rest for letter in later.letters} | set(output)
+        both = dict.fromkeys(letter for f in two for letter in f.letters)
+        kept = tuple(letter for letter in both if letter in needed)
+        made = _product(labels, node, two, kept, count=count)
+        left = [*rest, made] if order else [made, *rest]
+    return _product(labels, node, left, tuple(output), count=False)
 
 
 def _product(
@@ -96,7 +107,7 @@ def _product(
     """Multiply one or two tensors and sum over the letters that are not in the output."""
     ending = {n for f in factors for n in f.letters} - set(output)
     letters = (*output, *sorted(ending, key=str))
-    wide = tuple(max(f.size(letter) for f in factors) for letter in letters)
+    wide = tuple(_extent(factors, letter) for letter in letters)
     summed = [d for d in range(len(output), len(letters)) if wide[d] > 1]
     # Rows that are summed over inside (heads over head_dim) are cut whole, before they meet others.
     operands = [_lay_out(labels, node, f, letters, summed) for f in factors]
@@ -105,7 +116,12 @@ def _product(
     if count and any(all(n in f.letters for f in factors) for n in ending):
         cut = [a for a in met if not alone & set(varying(a))]
         plain = [n for d, n in enumerate(wide) if d not in alone | dims_of(cut)]
-        labels.multiply(node, prod(plain), _counted(cut))
+        inner = [a for a in cut if set(varying(a)) <= set(summed)]
+        outer = [a for a in cut if not set(varying(a)) <= set(summed)]
+        # To einsum a sum of one product is none.
+        one = len(inner) == 1 and set(varying(inner[0])) == set(summed) - alone
+        sums = node.op == _EINSUM and one and not dims_of(outer) & set(summed)
+        labels.multiply(node, prod(plain), _counted([*outer, *inner]), sums=sums)
     ended = [a for a in met if any(varies(a, d) for d in summed)]
     # What masking leaves of a channel counts in a sum, unless a weight is zero there.
     lonely = any(varies(a, d) for a in ended for d in alone)
@@ -114,6 +130,11 @@ def _product(
     size = len(output)
     layers = tuple(a.reshape(a.shape[:size]) for a in met if not any(varies(a, d) for d in summed))
     return Factor(Operand(layers, wide[:size]), output)
+
+
+def _extent(factors: Sequence[Factor], letter: Any) -> int:
+    """Return how long a letter is, with broadcasting; it may be 0: rows that no mask chose."""
+    return next((n for f in factors if (n := f.size(letter)) != 1), 1)
 
 
 def _counted(layers: Sequence[Layer]) -> list[Tensor]:
@@ -162,7 +183,7 @@ def linear(labels: Labels, node: Node) -> Layers:
     batch = range(len(labels.shape(x)) - 1)
     out = ("out",) if len(labels.shape(weight)) == 2 else ()
     factors = [factor(labels, x, (*batch, "in")), factor(labels, weight, (*out, "in"))]
-    made = multiply(labels, node, factors, (*batch, *out), count=bool(out)).operand
+    made = multiply(labels, node, factors, (*batch, *out), count=True).operand
     return _add(labels, node, made, argument(node, 2, "bias"))
 
 
@@ -207,8 +228,7 @@ def _matmul(labels: Labels, node: Node, a: Ref, b: Ref) -> Operand:
     right = (*range(2 - n, 0), "in", *columns)
     output = (*range(2 - max(m, n), 0), *rows, *columns)
     factors = [factor(labels, a, left), factor(labels, b, right)]
-    # A product with a vector is none to the framework's own counter.
-    return multiply(labels, node, factors, output, count=n > 1).operand
+    return multiply(labels, node, factors, output, count=True).operand
 
 
 @rule("aten.outer.default", "aten.ger.default")
@@ -248,7 +268,10 @@ def grouped(labels: Labels, node: Node) -> Layers | list[Layers]:
     return multiply(labels, node, factors, ("row", "out"), count=True).operand.layers
 
 
-@rule("aten.einsum.default")
+_EINSUM = "aten.einsum.default"
+
+
+@rule(_EINSUM)
 def einsum(labels: Labels, node: Node) -> Layers | list[Layers]:
     """Name the dimensions as the equation does."""
     equation, tensors = node.args[:2]
@@ -260,7 +283,9 @@ def einsum(labels: Labels, node: Node) -> Layers | list[Layers]:
         (ref, _apart(labels, ref, term, output)) for ref, term in zip(tensors, terms, strict=True)
     ]
     factors = [factor(labels, ref, term) for ref, term in named_apart]
-    return multiply(labels, node, factors, output, count=True).operand.layers
+    path = argument(node, 2, "path") or ()  # there where `opt_einsum` is installed
+    order = list(zip(path[::2], path[1::2], strict=True))
+    return multiply(labels, node, factors, output, count=True, order=order).operand.layers
 
 
 def _letters(equation: str, ndims: list[int]) -> tuple[list[Letters], Letters] | None:

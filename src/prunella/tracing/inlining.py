@@ -50,7 +50,19 @@ def inlined(module: fx.GraphModule) -> tuple[fx.Graph, dict[str, Tensor]]:
         if node.op == "placeholder"
     }
     flat.graph.output(flat.paste(module, found, grad=True))
+    _drop_sizes(flat.graph)
     return flat.graph, flat.constants
+
+
+_NUMBERS = (torch.SymInt, torch.SymFloat, torch.SymBool)
+
+
+def _drop_sizes(graph: fx.Graph) -> None:
+    """Drop sizes, and what is computed of them, that only checks have asked for."""
+    for node in reversed(graph.nodes):
+        unused = not node.users and isinstance(node.meta.get("val"), _NUMBERS)
+        if unused and operator_name(node.target).startswith(("aten.sym_", "_operator.")):
+            graph.erase_node(node)
 
 
 class _Flat:
