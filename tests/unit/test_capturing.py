@@ -1,7 +1,8 @@
 """Capturing: by export where that works, else one recorded run, in the same words."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import prunella
 from prunella.errors import TraceError
 from prunella.graph import Ref
 from prunella.model.containers import filled
+from prunella.tracing import constants
 from prunella.tracing.capturing import Captured, capture
 from prunella.tracing.inlining import operator_name
 
@@ -306,6 +308,36 @@ def written(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("ask", [drawn, written])
 def test_numbers_that_follow_from_something_are_recorded(ask: Callable[[Tensor], Tensor]) -> None:
     assert capture(Asks(ask).eval(), (torch.randn(2, 4),), {}).recorded
+
+
+class AsksOften(nn.Module):
+    """Asks a constant for its number in every one of its blocks."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x) / int(torch.arange(4).sum())
+        return x
+
+
+def test_what_is_asked_often_is_computed_once_and_leaves_nothing_in_the_graph() -> None:
+    left: list[str] = []
+
+    @contextmanager
+    def looking(_: nn.Module) -> Iterator[None]:
+        yield
+        mode = get_proxy_mode()
+        assert mode is not None
+        left.extend(node.name for node in mode.tracer.graph.nodes if "grad" in str(node.target))
+
+    with mock.patch.object(constants, "_run", wraps=constants._run) as run:
+        found = capture(AsksOften(6).eval(), (torch.randn(2, 4),), {}, looking)
+    assert not found.recorded
+    assert run.call_count == 2 * 6  # each `arange`, and its sum
+    assert not left, "export would cut the graph in pieces there"
 
 
 class Decoder(nn.Module):
