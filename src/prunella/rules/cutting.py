@@ -8,11 +8,12 @@ from prunella.rules._registry import argument, resizes, rule, run_on
 
 
 @rule("aten.chunk.default", "aten.split.Tensor", "aten.tensor_split.sections",
-      "aten.unsafe_chunk.default", "aten.unsafe_split.Tensor")  # fmt: skip
+      "aten.unsafe_chunk.default", "aten.unsafe_split.Tensor", "aten.hsplit.int",
+      "aten.vsplit.int", "aten.dsplit.int")  # fmt: skip
 def chunk(labels: Labels, node: Node) -> list[Layers]:
     """Cut the labels into pieces, which keep equally many."""
     x = node.args[0]
-    dim = argument(node, 2, "dim", 0) % len(labels.shape(x))
+    dim = _along(labels, node)
     made: list[list[Layer]] = [[] for _ in node.outputs]
     sizes = [labels.shapes[name][dim] for name in node.outputs]
     for layer in labels.of(x):
@@ -28,6 +29,13 @@ def chunk(labels: Labels, node: Node) -> list[Layers]:
         for layers, piece in zip(made, pieces, strict=True):
             layers.append(piece)
     return [tuple(a for a in layers if a.numel() > 1) for layers in made]
+
+
+def _along(labels: Labels, node: Node) -> int:
+    """Return the dimension that is cut: an argument, or in the operator's name."""
+    ndim = len(labels.shape(node.args[0]))
+    named = {"hsplit": min(1, ndim - 1), "vsplit": 0, "dsplit": 2}.get(node.op.split(".")[1])
+    return argument(node, 2, "dim", 0) % ndim if named is None else named
 
 
 @resizes("aten.split.Tensor", "aten.unsafe_split.Tensor")
@@ -54,11 +62,10 @@ def split(labels: Labels, node: Node) -> list[Layers]:
     return [tuple(p[i] for p in pieces if p[i].numel() > 1) for i, _ in enumerate(node.outputs)]
 
 
-@rule("aten.tensor_split.indices")
+@rule("aten.tensor_split.indices", "aten.hsplit.array", "aten.vsplit.array", "aten.dsplit.array")
 def split_at(labels: Labels, node: Node) -> list[Layers]:
     """Cut the labels at indices, which count from the start whatever is cut."""
-    x, places = node.args[0], list(node.args[1])
-    dim = argument(node, 2, "dim", 0) % len(labels.shape(x))
+    x, places, dim = node.args[0], list(node.args[1]), _along(labels, node)
     made: list[list[Layer]] = [[] for _ in node.outputs]
     for layer in labels.of(x):
         if varies(layer, dim):
