@@ -34,8 +34,8 @@ Protocol, the same for every method:
 `short` finetunes what every method left in the same way: Prunella's loop with the settings of its
 task `cifar10`, on the 45,000 training images, 10 epochs of ResNet-20, 5 of ResNet-56. *Distilled*
 from the dense network as is Prunella's default, or *plain*, from the labels alone. Torch-Pruning's
-settings there: its recipe's, and those that were its best before finetuning (`no-finetune`). Rows of
-3 epochs: the same with `--epochs 3`, the rates falling within them.
+settings there: its recipe's, and those that were its best before finetuning (`no-finetune`).
+Rows of 3 epochs: the same with `--epochs 3`, the rates falling within them.
 `recipes` finetunes Prunella's alone, half as long, with one setting changed at a time. `rounds`
 reaches a budget at once or in three rounds of pruning and finetuning, with the same number of
 epochs in all: 12 of ResNet-20, 6 of ResNet-56; the columns of a row in rounds are of its last.
