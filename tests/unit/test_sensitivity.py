@@ -253,7 +253,14 @@ def test_a_model_that_raises_with_a_group_cut_has_no_value_there(
     assert "or the model raises, which counts as the worst" in caplog.text
 
 
-@pytest.mark.parametrize("error", [MemoryError("no memory"), OSError("the weights are gone")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no memory"),
+        OSError("the weights are gone"),
+        RuntimeError("MPS backend out of memory"),  # which has no class of its own
+    ],
+)
 def test_a_model_that_raises_for_want_of_something_ends_the_analysis(
     setup: Setup, error: Exception
 ) -> None:

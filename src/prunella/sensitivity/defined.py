@@ -78,7 +78,9 @@ def _watched(evaluate: Callable[[], float], model: nn.Module) -> _Seen:
 def _of_the_machine(error: BaseException) -> bool:
     """Say whether an error is about memory, files or the device, and not about values."""
     kinds = (MemoryError, OSError, torch.OutOfMemoryError, torch.AcceleratorError)
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+    # Some are of no class of their own: the processor's, Apple's.
+    words = ("can't allocate memory", "out of memory")
+    return isinstance(error, kinds) or any(said in str(error) for said in words)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
