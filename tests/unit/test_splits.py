@@ -7,6 +7,9 @@ import pytest
 from prunella import pipeline
 from prunella.config import Config, load
 from prunella.errors import TaskError
+from prunella.model.structure import weights_digest
+from prunella.pipeline.context import Context
+from prunella.pipeline.splits import look_at_loss
 
 MINE = """
 import dataclasses
@@ -126,3 +129,51 @@ def test_a_loss_that_fails_is_found_before_the_analysis(
 def test_a_loss_that_is_never_asked_for_is_not_looked_at(tmp_path: Path) -> None:
     pipeline.run(settings(tmp_path, "whole.data", "settings={'distill': 1.0}, loss=lambda: 1"))
     assert (tmp_path / "run/final/plan.json").exists()
+
+
+LEARNING = """
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Learning(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = tiny().model()
+        self.mean = nn.Parameter(torch.zeros(4), requires_grad=False)
+
+    def forward(self, images):
+        logits = self.body(images)
+        if self.training:
+            self.mean = nn.Parameter(logits.detach().mean(0), requires_grad=False)
+        return logits - self.mean
+
+
+def penalty(outputs, batch):
+    (slope,) = torch.autograd.grad(outputs.square().sum(), outputs, create_graph=True)
+    return F.cross_entropy(outputs, batch[1]) + 1e-6 * slope.square().mean()
+
+
+task = dataclasses.replace(task, model=Learning)
+"""
+
+
+def looked_at(folder: Path, more: str) -> Context:
+    config = settings(folder, "whole.data", more)
+    with (folder / "mine.py").open("a") as file:
+        file.write(LEARNING)
+    return Context(config)
+
+
+def test_a_first_loss_leaves_the_dense_model_as_it_is(tmp_path: Path) -> None:
+    context = looked_at(tmp_path, "settings={'distill': 0.0}")
+    before = weights_digest(context.dense)
+    look_at_loss(context)
+    assert weights_digest(context.dense) == before
+    assert not any(module.training for module in context.dense.modules())
+
+
+def test_a_first_loss_has_the_gradients_that_it_asks_for(tmp_path: Path) -> None:
+    look_at_loss(looked_at(tmp_path, "loss=lambda o, b: penalty(o, b)"))

@@ -1,6 +1,7 @@
 """A look at the splits and the loss of a task before the long work, or it costs hours to find."""
 
 from contextlib import closing
+from typing import Any
 
 import torch
 
@@ -10,7 +11,7 @@ from prunella.finetuning import Recipe
 from prunella.finetuning.feeding import Feed, own_chance
 from prunella.finetuning.losses import loss_of
 from prunella.model.blame import own_line
-from prunella.model.modes import evaluating
+from prunella.model.modes import copied
 from prunella.pipeline.context import Context
 from prunella.pipeline.defaults import suggested
 from prunella.tasks import Split
@@ -46,21 +47,28 @@ def look_at_loss(context: Context) -> None:
         return
     with (
         own_chance(0, context.device),
-        evaluating(context.dense) as model,
         closing(Feed(tasks.open_split(task, "train"), 0).epoch(1)) as found,  # type: ignore[type-var]
-        torch.no_grad(),
     ):
         batch = tasks.to_device(next(found), context.device)
         try:
-            outputs = model.train()(*tasks.positional(task, batch))
-        except TaskError:
-            raise
-        except Exception as cause:
-            raise TaskError(
-                f"the dense model raised {type(cause).__name__}{own_line(cause)} in training mode, "
-                f"on the first batch of split `train`: {cause}. It is finetuned in that mode"
-            ) from cause
-        loss_of(task, Recipe(), outputs, batch)
+            with torch.no_grad():  # which takes less memory than a pruned model's training
+                _first_loss(context, batch)
+        except TaskError:  # as where a loss asks for gradients itself
+            _first_loss(context, batch)
+
+
+def _first_loss(context: Context, batch: Any) -> None:
+    task = context.task
+    inputs = tasks.positional(task, batch)
+    model = copied(context.dense).train()  # in that mode it may write into its own weights
+    try:
+        outputs = model(*inputs)
+    except Exception as cause:
+        raise TaskError(
+            f"the dense model raised {type(cause).__name__}{own_line(cause)} in training mode, "
+            f"on the first batch of split `train`: {cause}. It is finetuned in that mode"
+        ) from cause
+    loss_of(task, Recipe(), outputs, batch)
 
 
 def _look(context: Context, split: Split) -> None:
