@@ -118,10 +118,6 @@ class Workspace:
             else:
                 left.unlink(missing_ok=True)
 
-    def holds(self, name: str) -> bool:
-        """Say whether there is a record of this name, whatever it is worth."""
-        return (self.folder / f"{name}.json").exists()
-
     def read(self, name: str) -> Entry | None:
         """Read a record, None where there is none.
 

@@ -1,7 +1,9 @@
 """What a finished run left is not lost to another run in the same folder."""
 
+import errno
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import prunella
 from prunella import pipeline, tasks
 from prunella.config import Config, load
 from prunella.errors import WorkspaceError
-from prunella.pipeline import healing, verbs
+from prunella.pipeline import healing, keeping, verbs
 from prunella.pipeline.exporting import Wanted, export, settings_of
 from prunella.workspace import Workspace
 
@@ -115,6 +117,51 @@ def test_a_final_model_of_another_attempt_is_put_aside(folder: Path) -> None:
     pipeline.transform(settings(folder))
     for name in ("final", "earlier/01/final"):
         assert (folder / name / "model.safetensors").exists()
+
+
+def test_a_kill_while_it_is_put_aside_does_not_lose_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    space = Workspace(folder)
+    entry = space.read("final")
+    assert entry is not None
+    space.write("final", {**entry.inputs, "from": "rounds/02/1"}, entry.payload)
+    monkeypatch.setattr(keeping, "_copy", kill)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.transform(settings(folder))
+    monkeypatch.undo()
+    pipeline.transform(settings(folder))
+    assert (folder / "earlier/01/final/model.safetensors").exists()
+
+
+def test_what_was_put_aside_is_not_replaced_where_an_older_one_was_removed(folder: Path) -> None:
+    kept = folder / "earlier/02/final/plan.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("of another run")
+    pipeline.prune(settings(folder, budget__macs=0.5))
+    assert kept.read_text() == "of another run"
+    assert (folder / "earlier/03/final/plan.json").exists()
+
+
+def test_a_full_disk_while_it_is_put_aside_is_said_and_loses_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copyfile = shutil.copyfile
+
+    def filling(source: Path, to: Path, **more: Any) -> Any:
+        if Path(source).name == "model.safetensors":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return copyfile(source, to, **more)
+
+    monkeypatch.setattr(shutil, "copyfile", filling)
+    with pytest.raises(WorkspaceError, match="free some space"):
+        pipeline.prune(settings(folder, budget__macs=0.5))
+    assert outcome(folder) == "done"
+    assert (folder / "final/plan.json").exists()
+    assert (folder / "report.html").exists()
 
 
 def test_a_damaged_final_model_is_made_again_in_its_place(folder: Path) -> None:

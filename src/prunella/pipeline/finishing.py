@@ -38,14 +38,8 @@ def finish(context: Context, slot: Slot, tuned: Entry) -> Entry:
         "dense": context.weights,
     }
 
-    make_way = making_way(context, slot)
-    # One without its record was damaged, and is made again as it was.
-    other = context.space.holds("final")
-
     def make() -> Made:
         began = time.perf_counter()
-        if other:
-            make_way()
         healed = context.load(f"{slot.name}/finetuned")
         plan = plan_of(healed)
         assert plan is not None, "a model loaded from a run carries its plan"
@@ -67,7 +61,8 @@ def finish(context: Context, slot: Slot, tuned: Entry) -> Entry:
             "seconds": time.perf_counter() - began,
         }, ("final",)
 
-    return remembered(context, "final", inputs, make)
+    # One without its record was damaged, and is made again in its place.
+    return remembered(context, "final", inputs, make, replacing=making_way(context, slot))
 
 
 def test(context: Context, final: Entry) -> Entry:

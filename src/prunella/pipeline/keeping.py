@@ -80,7 +80,8 @@ def making_way(context: Context, slot: Slot) -> Callable[[], None]:
         if not context.peers.main or not ended(space):
             return
         folder = space.folder
-        number = 1 + sum(1 for _ in (folder / EARLIER).glob("[0-9]*"))
+        there = [int(old.name) for old in (folder / EARLIER).glob("*") if old.name.isdecimal()]
+        number = 1 + max(there, default=0)
         aside = space.replace_folder(f"{EARLIER}/{number:02}", lambda fresh: _copy(folder, fresh))
         log.warning(
             "this replaces a run that was finished: its final model and report are now in `%s`",
@@ -96,8 +97,10 @@ def making_way(context: Context, slot: Slot) -> Callable[[], None]:
 
 
 def _copy(folder: Path, fresh: Path) -> None:
+    # File by file: `shutil.copytree` would make an error without a number of that of a full disk.
     for name in (f"{RECORD}.json", *_RESULTS):
-        if (folder / name).is_dir():
-            shutil.copytree(folder / name, fresh / name)
-        elif (folder / name).exists():
-            shutil.copy2(folder / name, fresh / name)
+        for path in (folder / name, *(folder / name).rglob("*")):
+            if path.is_file():
+                copy = fresh / path.relative_to(folder)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, copy)

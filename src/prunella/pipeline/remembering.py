@@ -24,6 +24,7 @@ def remembered(
     *,
     together: bool = False,
     quiet: bool = False,
+    replacing: Callable[[], None] | None = None,
 ) -> Entry:
     """Reuse a record, or make it, and say which and why.
 
@@ -34,9 +35,14 @@ def remembered(
         make: Makes its values and the files it vouches for.
         together: Whether all processes of a run make it, rather than the first for all.
         quiet: Say nothing; what changes is no surprise.
+        replacing: Called by the first process before a record of other inputs is removed.
     """
     main = context.peers.main
-    entry = _settled(context, lambda: _look(context, name, inputs, quiet) if main else None)
+
+    def look() -> Entry | None:
+        return _look(context, name, inputs, quiet, replacing) if main else None
+
+    entry = _settled(context, look)
     if entry is not None:
         return entry
     made = make() if together else None
@@ -53,7 +59,13 @@ def remembered(
     return entry
 
 
-def _look(context: "Context", name: str, inputs: Mapping[str, Any], quiet: bool) -> Entry | None:
+def _look(
+    context: "Context",
+    name: str,
+    inputs: Mapping[str, Any],
+    quiet: bool,
+    replacing: Callable[[], None] | None,
+) -> Entry | None:
     found = context.space.find(name, inputs)
     if found.entry is not None:
         if not quiet:
@@ -61,6 +73,8 @@ def _look(context: "Context", name: str, inputs: Mapping[str, Any], quiet: bool)
         return found.entry
     if found.reason and not quiet:
         log.warning("%s", found.reason)
+    if found.reason and replacing is not None:
+        replacing()
     context.space.forget(name)
     return None
 
