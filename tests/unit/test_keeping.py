@@ -70,6 +70,20 @@ def test_a_finished_run_is_put_aside_by_one_with_other_settings(
     assert [path.name for path in (folder / "earlier").iterdir()] == ["01"]
 
 
+def test_a_finished_run_is_put_aside_by_one_that_ends_without_a_model(folder: Path) -> None:
+    run = json.loads((folder / "run.json").read_text())["payload"]
+    floor = (run["baseline"]["valid"] + run["compressed"]["valid"]) / 2
+    config = settings(folder, prune__retries=0, finetune__floor=floor)
+    page = (folder / "report.html").read_bytes()
+    for _ in range(2):
+        pipeline.run(config)
+        assert outcome(folder) == "floor"
+        assert outcome(folder / "earlier/01") == "done"
+        assert (folder / "earlier/01/report.html").read_bytes() == page
+        assert not (folder / "final").exists()
+        assert [path.name for path in (folder / "earlier").iterdir()] == ["01"]
+
+
 def test_what_was_put_aside_can_be_used_like_any_finished_run(folder: Path) -> None:
     pipeline.prune(settings(folder, budget__macs=0.5))
     aside = folder / "earlier/01"

@@ -14,7 +14,7 @@ from prunella.pipeline.context import Context, borrowed
 from prunella.pipeline.finishing import finish, latency, test
 from prunella.pipeline.healing import heal
 from prunella.pipeline.judging import check_floor, judge
-from prunella.pipeline.keeping import check_owner, opened
+from prunella.pipeline.keeping import check_owner, making_way, opened
 from prunella.pipeline.recording import RECORD, assemble, current_model, record
 from prunella.pipeline.rounds import loop
 from prunella.pipeline.slots import Attempt, Slot, after, attempts
@@ -210,6 +210,9 @@ def run(config: Config, progress: Progress | None = None, *, typed: str | None =
         record(context, upto=Slot(0, 0))
         best, met = loop(context, first, analyzed, target)
         if best is None:
+            if context.peers.main and context.space.read("final") is not None:  # an earlier run's
+                making_way(context, Slot(0, 0))()
+            context.peers.wait()
             context.note("no round met the floor, so the model stays as it is")
             return _recorded(context, context.notes[-1], "", "floor")
         if not met:
