@@ -613,7 +613,9 @@ def test_repair_leaves_less_to_be_finetuned(
 )
 def test_samples_of_nested_inputs_are_counted(tmp_path: Path, inputs: Any) -> None:
     context = Context(settings(tmp_path, prune__calibration=40))
-    context.task = dataclasses.replace(tasks.load(str(TASK)), inputs=inputs)
+    task = dataclasses.replace(tasks.load(str(TASK)), inputs=inputs)
+    example = tasks.positional(task, next(iter(task.data("train"))))
+    context.task = dataclasses.replace(task, example_inputs=example)
     assert len(inputs_of(context).batches) == 2  # of 32 each
     drawn = suggesting._samples(context, 40).batches
     assert [samples_in(batch) for batch in drawn] in ([32, 8], [32])
