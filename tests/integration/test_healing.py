@@ -17,20 +17,16 @@ from prunella.model.carrying import plan_of
 from prunella.pipeline import healing
 from prunella.pipeline.context import Context
 from prunella.report.wording import NONE, headline_rows
+from tests.quick_runs import QUICK, TASK
 
-TASK = Path(__file__).parents[1] / "tiny_task.py"
 BASE = {
-    "task.spec": str(TASK),
-    "budget.macs": 0.5,
+    **QUICK,
     "prune.rounds": 2,
     "prune.repair": False,
-    "analyze.ratios": (0.5,),
     "finetune.epochs": 2,
     "finetune.trials": 2,
     "finetune.carry_state": True,
     "finetune.feature_distill": 0.5,
-    "run.latency_seconds": 0.05,
-    "run.device": "cpu",
 }
 
 

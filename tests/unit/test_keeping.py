@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +13,13 @@ import pytest
 
 import prunella
 from prunella import pipeline, tasks
-from prunella.config import Config, load
 from prunella.errors import WorkspaceError
 from prunella.pipeline import healing, keeping, verbs
 from prunella.pipeline.exporting import Wanted, export, settings_of
 from prunella.workspace import Workspace
+from tests.quick_runs import TASK, quick
 
-TASK = Path(__file__).parents[1] / "tiny_task.py"
-BASE = {
-    "task.spec": str(TASK),
-    "budget.macs": 0.7,
-    "analyze.ratios": (0.5,),
-    "finetune.epochs": 1,
-    "finetune.trials": 1,
-    "run.latency_seconds": 0.05,
-    "run.device": "cpu",
-}
-
-
-def settings(folder: Path, **more: Any) -> Config:
-    extra = {key.replace("__", "."): value for key, value in more.items()}
-    return load(None, {**BASE, "run.folder": str(folder), **extra})
+settings = partial(quick, budget__macs=0.7)
 
 
 @pytest.fixture(scope="module")

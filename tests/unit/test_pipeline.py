@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import random
 import re
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import prunella
 from prunella import pipeline, tasks
-from prunella.config import Config, load
+from prunella.config import load
 from prunella.costs import count_activation_bytes, count_weight_bytes
 from prunella.errors import BudgetError, ConfigError, TaskError, WorkspaceError
 from prunella.finetuning.fingerprints import data_digest
@@ -29,23 +30,9 @@ from prunella.pipeline.slots import Slot, attempts
 from prunella.pipeline.splits import look_at_splits
 from prunella.record import RunRecord
 from prunella.workspace import Entry
+from tests.quick_runs import TASK, quick
 
-TASK = Path(__file__).parents[1] / "tiny_task.py"
-BASE = {
-    "task.spec": str(TASK),
-    "budget.macs": 0.5,
-    "prune.rounds": 2,
-    "analyze.ratios": (0.5,),
-    "finetune.epochs": 1,
-    "finetune.trials": 1,
-    "run.latency_seconds": 0.05,
-    "run.device": "cpu",
-}
-
-
-def settings(folder: Path, **more: Any) -> Config:
-    extra = {key.replace("__", "."): value for key, value in more.items()}
-    return load(None, {**BASE, "run.folder": str(folder), **extra})
+settings = partial(quick, prune__rounds=2)
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from prunella import pipeline
-from prunella.config import Config, load
+from prunella.config import Config
 from prunella.errors import TaskError
 from prunella.model.structure import weights_digest
 from prunella.pipeline.context import Context
 from prunella.pipeline.splits import look_at_loss
+from tests.quick_runs import quick
 
 MINE = """
 import dataclasses
@@ -24,18 +25,7 @@ task = dataclasses.replace(whole, data={data}, {more})
 def settings(folder: Path, data: str, more: str = "") -> Config:
     file = folder / "mine.py"
     file.write_text(MINE.format(data=data, more=more))
-    given = {
-        "task.spec": str(file),
-        "run.folder": str(folder / "run"),
-        "run.device": "cpu",
-        "budget.macs": 0.5,
-        "prune.rounds": 1,
-        "analyze.ratios": (0.5,),
-        "finetune.epochs": 1,
-        "finetune.trials": 1,
-        "run.latency_seconds": 0.05,
-    }
-    return load(None, given)
+    return quick(folder / "run", task__spec=str(file), prune__rounds=1)
 
 
 EMPTY = "lambda split: [] if split == '{split}' else whole.data(split)"

@@ -98,7 +98,7 @@ def _tested(context: Context, model: nn.Module, which: str) -> float:
     try:
         return context.evaluate(model, "test")
     except TaskError as cause:
-        raise type(cause)(f"of the {which} model, {cause}") from cause
+        raise TaskError(f"of the {which} model, {cause}") from cause
 
 
 def latency(context: Context, model: nn.Module | None) -> Entry:

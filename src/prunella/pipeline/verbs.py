@@ -210,8 +210,9 @@ def run(config: Config, progress: Progress | None = None, *, typed: str | None =
         record(context, upto=Slot(0, 0))
         best, met = loop(context, first, analyzed, target)
         if best is None:
+            make_way = making_way(context, Slot(0, 0))
             if context.peers.main and context.space.read("final") is not None:  # an earlier run's
-                making_way(context, Slot(0, 0))()
+                make_way()
             context.peers.wait()
             context.note("no round met the floor, so the model stays as it is")
             return _recorded(context, context.notes[-1], "", "floor")
