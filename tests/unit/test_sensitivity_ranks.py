@@ -19,8 +19,8 @@ import json, sys
 from datetime import timedelta
 from pathlib import Path
 import torch, torch.distributed as dist
-import prunella
 from prunella.errors import PrunellaError
+from prunella.sensitivity import analyze
 from tests.unit.test_sensitivity_ranks import chance, setup
 
 folder, rank, how = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
@@ -40,8 +40,8 @@ def judge(model):
 
 record = folder / "journal" if rank == 0 else folder / "never" / "journal"
 try:
-    found = prunella.analyze(*setup(), judge, metric="chance", higher_is_better=True,
-                             ratios=(0.25, 0.5, 0.75), together=True, record=record)
+    found = analyze(*setup(), judge, metric="chance", higher_is_better=True,
+                    ratios=(0.25, 0.5, 0.75), together=True, record=record)
     told = {"found": found.to_json(), "calls": calls}
 except PrunellaError as error:
     told = {"error": str(error), "calls": calls}

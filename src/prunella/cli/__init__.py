@@ -44,4 +44,11 @@ def _options(
 def main() -> None:
     """Run the command line."""
     speaking.never_mute()
-    app()
+    try:
+        app()
+    except SystemExit:  # not after what nobody foresaw: others may still wait for this process
+        if speaking.launched():
+            from prunella.process_group import leave
+
+            leave()
+        raise

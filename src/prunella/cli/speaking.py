@@ -36,6 +36,11 @@ def never_mute() -> None:
             stream.reconfigure(errors="replace")
 
 
+def launched() -> bool:
+    """Tell whether a launcher started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def first_process() -> bool:
     """Tell whether this is the one of a launcher's processes that speaks; alone it is."""
     return os.environ.get("RANK", "0") == "0"

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from prunella.errors import PrunellaError, TaskError
+from prunella.process_group import dist
 
 T = TypeVar("T")
 

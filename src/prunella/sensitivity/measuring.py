@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -22,6 +21,7 @@ from prunella.masking import zeroed
 from prunella.model.modes import buffers_kept, evaluating
 from prunella.model.structure import check_numbers, hashed, tensors, weights_digest
 from prunella.plan import Group, Groups, Scores, check_scores
+from prunella.process_group import dist
 from prunella.repairing.reconstructing import Reconstruction
 from prunella.replaying import Course
 from prunella.sensitivity.curves import RATIOS, Sensitivity, check_ratios, removed

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch.distributed as dist
-
 from prunella.errors import ConfigError, PrunellaError, TaskError
 from prunella.journal import Journal
+from prunella.process_group import dist
 from prunella.sensitivity.processes import Step, Value
 
 
