@@ -37,8 +37,16 @@ def loads(pruned: nn.Module, fresh: nn.Module, inputs: Arguments) -> str:
             tensors_in(loaded.eval()(*args, **kwargs)),
             strict=True,
         )
-        same = all(torch.equal(a, b) or torch.allclose(a, b, equal_nan=True) for a, b in pairs)
+        same = all(_alike(a, b) for a, b in pairs)
     return YES if same else "loaded, it computes something else"
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Compare to the rounding of float32: the same weights elsewhere in memory sum up otherwise."""
+    if torch.equal(one, other) or not one.is_floating_point():
+        return torch.equal(one, other)
+    largest = float(one.nan_to_num(0.0, 0.0, 0.0).abs().amax())
+    return torch.allclose(one, other, rtol=1e-5, atol=1e-5 * largest, equal_nan=True)
 
 
 def exports(pruned: nn.Module, dense: nn.Module, inputs: Arguments) -> str:
