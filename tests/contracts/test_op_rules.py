@@ -231,6 +231,18 @@ def test_channels_stay_with_the_operator_named_or_are_cut_rightly(name: str) -> 
     check_stays_or_is_right(model, image)
 
 
+@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize("end", [Tensor.max, Tensor.min])
+def test_the_end_of_a_whole_tensor_is_that_of_the_channels_kept(
+    end: Expression, calibrated: bool
+) -> None:
+    sign = -1 if end is Tensor.max else 1  # so that a channel that is zero would be it
+    model, image = build(lambda x: x / end(sign * (x.abs() + 0.1)))
+    data = [image] if calibrated else None
+    result = prunella.prune(model, image, ratio=0.5, calibration=data)
+    assert result.plan.marked
+
+
 def test_a_literal_number_of_channels_freezes_them_and_shows_the_line() -> None:
     model, image = build(lambda x: x.reshape(x.shape[0], 2, 4, 6, 6).mean(1))
     with pytest.raises(NothingToPruneError, match=r"x\.reshape\(x\.shape\[0\], 2, 4, 6, 6\)"):

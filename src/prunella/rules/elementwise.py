@@ -17,7 +17,7 @@ _UNARY = """
 """
 _UNARY_OVERLOADS = ("default", "Tensor", "decimals", "Scalar")
 _BINARY = """
-    add sub rsub mul div true_divide pow maximum minimum max min fmod remainder atan2 lerp where
+    add sub rsub mul div true_divide pow maximum minimum fmod remainder atan2 lerp where
     addcmul addcdiv eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or
     bitwise_xor copysign fmax fmin floor_divide hypot xlogy clamp clamp_min clamp_max masked_fill
     heaviside square_ __and__ __or__ __xor__ multiply divide subtract copy clip arctan2 float_power
@@ -37,6 +37,8 @@ def _names(ops: str, overloads: tuple[str, ...] | list[str]) -> list[str]:
 @rule(
     *_names(_BINARY, _BINARY_OVERLOADS),
     *_names(_UNARY, _UNARY_OVERLOADS),
+    "aten.max.other",
+    "aten.min.other",
     "aten.to.dtype",
     "aten.to.device",
     "aten.to.dtype_layout",
