@@ -67,6 +67,33 @@ def test_a_file_computes_what_the_model_does_on_any_batch(to, tmp_path):
         torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=1e-5)
 
 
+class Causal(nn.Module):
+    """torch's own Transformer asks a mask if it is causal, and this one asks constants too."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+        layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+        self.inner = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = torch.arange(1.0, 3.0)
+        if (scale == 0).any():
+            raise ValueError("a scale is zero")
+        made = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        encoded: Tensor = self.inner(x, mask=made if self.where == "made" else self.mask)
+        return encoded * scale[0]
+
+
+@pytest.mark.parametrize("to", ["onnx", "torch-export"])
+@pytest.mark.parametrize("where", ["made", "buffer"])
+def test_what_can_be_traced_can_be_exported(where, to, tmp_path):
+    model, x = Causal(where).eval(), torch.randn(3, 5, 8)
+    found = export(model, x, tmp_path / f"net{ENDS[to]}", to=to)
+    torch.testing.assert_close(found.module()(x), model(x).detach(), atol=1e-5, rtol=1e-5)
+
+
 def test_a_pruned_model_is_exported_from_the_package(tmp_path):
     model = Net(16).eval()
     result = prunella.prune(model, X, macs=0.5)

@@ -15,6 +15,8 @@ from prunella.errors import ExportError
 from prunella.model.modes import evaluating
 from prunella.runtimes.flattening import Flat, form_of, output_names, output_of
 from prunella.runtimes.runtime import required
+from prunella.tracing.capturing import masks_unasked
+from prunella.tracing.constants import Constants
 
 BATCH = "batch"
 """The name of the dynamic dimension in a file."""
@@ -88,7 +90,7 @@ def captured(
         for tensor in batched((args, kwargs)):
             given[tensor] = {0: batch}
         shapes = given
-    with quiet():
+    with quiet(), Constants(), masks_unasked():
         try:
             return torch.export.export(
                 model, args, kwargs or None, dynamic_shapes=shapes, strict=False

@@ -214,13 +214,13 @@ def _exported(flat: _Flat, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exp
         torch.inference_mode(inference),
         redirect_stderr(io.StringIO()),
         warnings.catch_warnings(),
-        _masks_unasked(),
+        masks_unasked(),
     ):
         warnings.filterwarnings("ignore", "The tensor attribute")
         return torch.export.export(flat, args, kwargs, strict=False)
 
 
-def _masks_unasked() -> AbstractContextManager[Any]:
+def masks_unasked() -> AbstractContextManager[Any]:
     """Keep torch's Transformer from asking a mask for its numbers: is it a causal one?
 
     That is a hint to kernels; the mask itself says the same.
