@@ -146,9 +146,16 @@ class _Case:
     everywhere: bool
 
     def copy(self, model: nn.Module) -> nn.Module:
-        fresh = copied(model).to(self.dtype)
+        # Not `to(dtype)`, which leaves the real part of what is complex.
+        fresh = copied(model)
+        fresh._apply(self._cast)
         forget(fresh)
         return fresh
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            return tensor.to(self.dtype.to_complex())
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
     def outputs(self, run: Run, model: nn.Module, inputs: Inputs) -> list[Tensor]:
         """Run a model in this precision."""

@@ -136,7 +136,7 @@ class Labels:
         return self.shapes[ref.name]
 
     def of(self, ref: Ref) -> Layers:
-        """Return the layers of a tensor; parameters and float buffers are labelled on first use."""
+        """Return the layers of a tensor; parameters and buffers are labelled on first use."""
         if ref.name not in self.layers:
             self.layers[ref.name] = self._enter(self.value(ref))
         return tuple(self.tight(layer) for layer in self.layers[ref.name])
@@ -162,7 +162,7 @@ class Labels:
         return bool(self.elastic) and bool(torch.isin(layer, torch.cat(self.elastic)).all())
 
     def _enter(self, value: Value) -> Layers:
-        if value.kind not in ("parameter", "buffer") or not value.dtype.is_floating_point:
+        if value.kind not in ("parameter", "buffer") or not _is_labelled(value.dtype):
             return ()
         shape = self.shapes[value.name]
         layers = []
@@ -487,3 +487,8 @@ def shrink(layer: Layer) -> Layer:
         if bool((layer == head).all()):
             layer = head
     return layer
+
+
+def _is_labelled(dtype: torch.dtype) -> bool:
+    """Leave out integers: they count positions."""
+    return dtype.is_floating_point or dtype.is_complex or dtype == torch.bool

@@ -51,8 +51,7 @@ def apply_mask(model: nn.Module, plan: Plan) -> None:
     """Set every removed slice of the model to zero, in place (after an optimizer step, say)."""
     found = tensors(model)
     for name, kept in plan.kept.items():
-        if found[name].is_floating_point():
-            zero_removed(found[name], kept)
+        zero_removed(found[name], kept)
 
 
 @contextmanager

@@ -132,6 +132,7 @@ def _members(
             places = torch.from_numpy(positions).to(rows.device)
             if not np.array_equal(positions.reshape(-1), np.arange(len(rows))):
                 rows = rows[places]
+            rows = torch.view_as_real(rows) if rows.is_complex() else rows
             # A copy: a criterion of the user's may work in place.
             weight = rows.reshape(group.channels, -1).to(torch.float32, copy=True)
             gates, inputs = seen.gates.get(axis), seen.inputs.get(axis)
