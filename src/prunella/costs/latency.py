@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunella.errors import ConfigError
+from prunella.model.blame import own_line
 from prunella.model.modes import evaluating
 from prunella.runtimes import Prepared
 from prunella.runtimes.in_torch import threads_set
@@ -129,8 +130,8 @@ def compare(
         A `Latency` for each model, under its name.
 
     Raises:
-        ConfigError: No model, a number that is out of its range, or a prepared model that has
-            other threads than asked.
+        ConfigError: No model, a number that is out of its range, a prepared model that has other
+            threads than asked, or a model that raises.
     """
     _check(models, threads, seconds, runs, warmup)
     modules = {name: model for name, model in models.items() if isinstance(model, nn.Module)}
@@ -244,9 +245,12 @@ def _milliseconds(name: str, run: Callable[[], Any]) -> float:
     began = time.perf_counter_ns()
     try:
         run()
-    except Exception as error:
-        error.add_note(f"while timing the model `{name}` on the example inputs")
-        raise
+    except Exception as cause:
+        raise ConfigError(
+            f"the model `{name}` raised {type(cause).__name__}{own_line(cause)} while it was timed "
+            f"on the example inputs, in evaluation mode and without gradients: {cause}. Repair it "
+            "there, or give inputs that it takes again and again"
+        ) from cause
     return (time.perf_counter_ns() - began) / 1e6
 
 
