@@ -2,9 +2,11 @@
 
 import importlib.util
 import itertools
+import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from torch import nn
 
 import prunella
+from prunella.allocating import Allocation, allocate_and_bound
 from prunella.costs.latency import Latency
 from prunella.costs.timed import LatencyModel, Part, Region, digest_of
 from prunella.costs.widths import PLAIN, Step, Width, lengths, widths
@@ -327,6 +330,10 @@ def clocked(monkeypatch: pytest.MonkeyPatch, true: Callable[[nn.Module], float])
     known = LatencyModel("torch", digest_of(groups), (region,), 24.0, 16, 0.0, 0.0)
     scores = prunella.score(model, groups)
 
+    def allocate(budget: prunella.Budget) -> Allocation:
+        found = allocate_and_bound(groups, scores, budget, latency_model=known)
+        return replace(found, remarks=(f"{len(found.plan.channels['0'])} channels are left",))
+
     def ask(bound: float | str) -> Any:
         return meet(
             model,
@@ -334,7 +341,7 @@ def clocked(monkeypatch: pytest.MonkeyPatch, true: Callable[[nn.Module], float])
             ((INPUTS,), {}),
             prunella.Budget(latency=bound),
             known,
-            lambda budget: prunella.allocate(groups, scores, budget, latency_model=known),
+            allocate,
         )
 
     return ask
@@ -342,8 +349,9 @@ def clocked(monkeypatch: pytest.MonkeyPatch, true: Callable[[nn.Module], float])
 
 @pytest.mark.parametrize("bound", [0.5, "50%", "12ms"])
 def test_what_was_mispredicted_is_asked_again(
-    bound: float | str, monkeypatch: pytest.MonkeyPatch
+    bound: float | str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, logger="prunella")
     ask = clocked(monkeypatch, lambda m: 24 * (first_width(m) / 24) ** 0.7)
     plan, met = ask(bound)
     # 12 channels would be predicted to do; it takes 8 to get there: 24 * (8 / 24) ** 0.7 = 11.1
@@ -353,6 +361,8 @@ def test_what_was_mispredicted_is_asked_again(
     assert met.pruned.median_ms <= 12 * 1.02
     assert met.tries > 1
     assert "asked 12 ms" in str(met)
+    told = [line for line in caplog.messages if "channels are left" in line]
+    assert told == [f"{len(plan.channels['0'])} channels are left"]  # of what is carried out alone
 
 
 def test_what_is_left_of_the_time_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

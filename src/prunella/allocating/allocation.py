@@ -98,6 +98,11 @@ def allocate(
         max_ratio=max_ratio,
         latency_model=latency_model,
     )
+    return told(found)
+
+
+def told(found: Allocation) -> Plan:
+    """Log how good a choice is, and return its plan: for the one that is carried out."""
     for remark in found.remarks:
         log.info("%s", remark)
     return found.plan

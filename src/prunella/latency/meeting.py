@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from prunella.allocating import Allocation, told
 from prunella.costs.latency import RESOLUTION, Latency, Speedup, compare, speedup
 from prunella.costs.timed import LatencyModel
 from prunella.errors import BudgetError, NothingToPruneError
@@ -102,7 +103,7 @@ def meet(  # noqa: PLR0913 - a stage of its own
     inputs: tuple[tuple[Any, ...], dict[str, Any]],
     budget: Budget,
     latency_model: LatencyModel,
-    allocate: Callable[[Budget], Plan],
+    allocate: Callable[[Budget], Allocation],
     *,
     dense: nn.Module | None = None,
     tries: int = TRIES,
@@ -116,7 +117,7 @@ def meet(  # noqa: PLR0913 - a stage of its own
         inputs: Arguments and keyword arguments that are timed.
         budget: With a latency, of which the others stay as they are.
         latency_model: Of this network.
-        allocate: Makes the plan for a budget.
+        allocate: Makes the plan for a budget; only the one that is returned is told of.
         dense: The model whose time the budget speaks of, where `model` is pruned already.
         tries: Plans to time, at most.
         seconds: For each.
@@ -129,18 +130,19 @@ def meet(  # noqa: PLR0913 - a stage of its own
     """
     assert budget.latency is not None, "there is a budget on latency to meet"
     runtime = Runtime.of(latency_model.runtime)
-    found: list[tuple[Plan, Met]] = []
+    found: list[tuple[Allocation, Met]] = []
     factor = 1.0
     with ExitStack() as stack:
         whole = stack.enter_context(prepare(model if dense is None else dense, *inputs, runtime))
         for _ in range(tries):
             try:
-                plan = allocate(replace(budget, latency=_times(budget.latency, factor)))
+                choice = allocate(replace(budget, latency=_times(budget.latency, factor)))
             except (BudgetError, NothingToPruneError):
                 if not found:
                     raise
                 break  # nothing is faster, or nothing slower
-            if any(plan.channels == other.channels for other, _ in found):
+            plan = choice.plan
+            if any(plan.channels == other.plan.channels for other, _ in found):
                 break
             small = smaller(model, plan, groups, inputs)
             with prepare(small, *inputs, runtime) as pruned:
@@ -148,11 +150,12 @@ def meet(  # noqa: PLR0913 - a stage of its own
             predicted = plan.after.latency or 0.0
             met = judged(times["dense"], times["pruned"], budget.latency, latency_model, predicted)
             log.info("latency, try %d: %s", len(found) + 1, met)
-            found.append((plan, met))
+            found.append((choice, met))
             if -_FASTER <= met.used - 1 <= _SLOWER:
                 break
             factor *= min(max(1 / met.used, _STEP[0]), _STEP[1])
-    plan, met = _best(found)
+    choice, met = _best(found)
+    plan = told(choice)
     if not met.kept:
         log.warning(
             "the budget of %s on latency is not kept: the fastest of %d plans takes %s",
@@ -204,10 +207,10 @@ def _is_share(bound: float | str) -> bool:
     return milliseconds(bound, 1.0) != milliseconds(bound, 2.0)
 
 
-def _best(found: list[tuple[Plan, Met]]) -> tuple[Plan, Met]:
+def _best(found: list[tuple[Allocation, Met]]) -> tuple[Allocation, Met]:
     """Return the plan that uses most of the budget, of those that keep it; else the fastest."""
 
-    def share(pair: tuple[Plan, Met]) -> float:
+    def share(pair: tuple[Allocation, Met]) -> float:
         return pair[1].used
 
     kept = [pair for pair in found if pair[1].kept]

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from prunella import sensitivity as analysis
-from prunella.allocating import allocate
+from prunella.allocating import allocate_and_bound
 from prunella.finetuning.feeding import own_chance
 from prunella.finetuning.fingerprints import DRAWS
 from prunella.masking import mask
@@ -233,7 +233,8 @@ def cut(
         groups = context.groups if first else context.groups_of(start.model)
         scores = ranking(context, start.model, groups).scores
         damage = damage_of(context, Sensitivity.from_json(text), groups)
-        choose = partial(allocate, groups, scores, damage=damage, max_ratio=most(context, groups))
+        limits = most(context, groups)
+        choose = partial(allocate_and_bound, groups, scores, damage=damage, max_ratio=limits)
         plan, met = plan_for(context, start.model, groups, target, choose, last=last)
         healed = repaired(context, start.model, plan)
         pruned, proof = transform_and_prove(healed, plan, context.example, {})

@@ -6,6 +6,7 @@ from functools import partial
 
 from torch import nn
 
+from prunella.allocating import Allocation, told
 from prunella.latency import LatencyModel
 from prunella.latency.meeting import Met, meet
 from prunella.latency.remaining import remaining
@@ -20,7 +21,7 @@ def plan_for(
     model: nn.Module,
     groups: Groups,
     target: Mapping[str, float],
-    choose: Callable[..., Plan],
+    choose: Callable[..., Allocation],
     *,
     last: bool,
 ) -> tuple[Plan, Met | None]:
@@ -44,11 +45,11 @@ def plan_for(
     known = latency_model_of(context, model, groups)
     choose = partial(choose, latency_model=known)
     if known is None or not last:
-        return choose(target=budget), None
+        return told(choose(target=budget)), None
     dense = context.priced.latency
     assert dense is not None, "where there is a latency model, the time is predicted"
 
-    def corrected(budget: Budget) -> Plan:
+    def corrected(budget: Budget) -> Allocation:
         assert budget.latency is not None, "what is corrected is the latency"
         # A share is one of the dense model, and `groups` may be those of a pruned one.
         return choose(target=replace(budget, latency=f"{milliseconds(budget.latency, dense)}ms"))

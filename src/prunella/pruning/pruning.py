@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from prunella.allocating import Damage, allocate
+from prunella.allocating import Damage, allocate_and_bound, told
 from prunella.allocating.multiples import MultipleOf
 from prunella.calibration import Calibration, Data
 from prunella.calibration import calibration as read
@@ -220,11 +220,13 @@ def prune(  # noqa: PLR0913 - one call for all stages
             )
             plan = tried.best.plan
         else:
-            choose = partial(allocate, groups, scores, damage=price, multiple_of=multiple_of)
+            choose = partial(
+                allocate_and_bound, groups, scores, damage=price, multiple_of=multiple_of
+            )
             if clock is not None and isinstance(target, Budget):
                 plan, met = clock.plan(model, groups, (args, kwargs), target, choose)
             else:
-                plan = choose(target)
+                plan = told(choose(target))
         plan = with_scales(model, plan, groups, (args, kwargs))
         healed = model
         if data is not None and repair is not False:

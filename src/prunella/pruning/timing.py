@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from prunella.allocating import Allocation
 from prunella.errors import ConfigError
 from prunella.latency import LatencyModel, profile
 from prunella.latency.meeting import Met, meet
@@ -28,7 +29,7 @@ class Clock:
         groups: Groups,
         inputs: tuple[tuple[Any, ...], dict[str, Any]],
         budget: Budget,
-        allocate: Callable[..., Plan],
+        allocate: Callable[..., Allocation],
     ) -> tuple[Plan, Met]:
         """Make the plan that keeps a budget on time.
 
