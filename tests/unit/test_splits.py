@@ -32,6 +32,10 @@ EMPTY = "lambda split: [] if split == '{split}' else whole.data(split)"
 NONE = "lambda split: {'train': whole.data('train'), 'valid': whole.data('valid')}[split]"
 
 
+FRESH = "lambda split: iter(list(whole.data(split)))"
+SHARED = "lambda split, batches=(batch for batch in whole.data('train')): batches"
+
+
 NO_TEST = (
     r"cannot open split `test`: KeyError: 'test'\. Repair .* The split `test` judges the final"
 )
@@ -39,6 +43,8 @@ EMPTY_TEST = r"loader of split `test` gave no batch.*hold some data out"
 MISSING = [
     (EMPTY.format(split="train"), "loader of split `train` in epoch 1 gave no batch"),
     (EMPTY.format(split="valid"), "loader of split `valid` gave no batch"),
+    (FRESH, "split `train` as a list_iterator, which is through after one epoch"),
+    (SHARED, "split `train` as a generator, which is through after one epoch"),
 ]
 
 

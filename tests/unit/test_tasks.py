@@ -149,6 +149,21 @@ def test_metric_that_raises() -> None:
         tasks.evaluate(small_model(), small_task(metric=bad), "valid")
 
 
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (None, "NoneType"),
+        ({"accuracy": 1.0}, "dict"),
+        (torch.ones(2), r"Tensor of shape \(2,\)"),
+        (np.ones(2), r"ndarray of shape \(2,\)"),
+    ],
+)
+def test_metric_that_is_no_number(value: Any, what: str) -> None:
+    task = small_task(metric=Metric("odd", higher_is_better=True, compute=lambda pairs: value))
+    with pytest.raises(TaskError, match=f"metric `odd` of task .* computed {what}, .*Return one"):
+        tasks.evaluate(small_model(), task, "valid")
+
+
 def test_loader_that_raises_names_split_and_batch() -> None:
     task = small_task()
     broken = task.data("valid")
@@ -168,6 +183,14 @@ def test_empty_and_exhausted_loaders() -> None:
     tasks.evaluate(small_model(), task, "valid")
     with pytest.raises(TaskError, match=r"gave no batch. It must be iterable again and again"):
         tasks.evaluate(small_model(), task, "valid")
+
+
+def test_a_length_that_is_not_known() -> None:
+    class Stream(list[int]):
+        def __len__(self) -> int:
+            raise NotImplementedError
+
+    assert [tasks.size_of(loader) for loader in ([1], iter([1]), Stream())] == [1, None, None]
 
 
 def test_split_that_cannot_be_opened() -> None:

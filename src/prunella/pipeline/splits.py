@@ -1,5 +1,6 @@
 """A look at the splits and the loss of a task before the long work, or it costs hours to find."""
 
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -74,6 +75,12 @@ def _first_loss(context: Context, batch: Any) -> None:
 def _look(context: Context, split: Split) -> None:
     task = context.task
     loader = tasks.open_split(task, split)
+    if split == "train" and task.train is None and _only_once(loader):
+        raise TaskError(
+            f"`data` of task `{task.name}` gives the batches of split `train` as a "
+            f"{type(loader).__name__}, which is through after one epoch. They are read again and "
+            "again: return a list, a DataLoader, or an object whose `__iter__` begins anew"
+        )
     with own_chance(0, torch.device("cpu")):
         batches = (
             Feed(loader, 0).epoch(1)
@@ -82,3 +89,8 @@ def _look(context: Context, split: Split) -> None:
         )
         with closing(batches) as found:  # type: ignore[type-var]
             tasks.positional(task, next(found))
+
+
+def _only_once(loader: Iterable[Any]) -> bool:
+    """Tell Python's own iterators: others may begin anew when they are asked for one again."""
+    return isinstance(loader, Iterator) and type(loader).__module__ in ("builtins", "itertools")

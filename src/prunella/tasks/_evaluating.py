@@ -44,7 +44,7 @@ def evaluate(
         progress: See `prunella.progress`.
 
     Raises:
-        TaskError: The split is empty, or its loader or the metric raises.
+        TaskError: The split is empty, its loader or the metric raises, or that is no number.
         NotFiniteError: The metric is not finite, divides by zero, or raises where the outputs are
             not finite. (A TaskError.)
     """
@@ -65,7 +65,7 @@ def evaluate(
     ):
         pairs = _outputs(outputs_of, where, batches(loader, f"split `{split}`"), advance)
         try:
-            value = float(task.metric.compute(pairs))
+            computed = task.metric.compute(pairs)
         except TaskError:
             raise
         except Exception as cause:
@@ -86,6 +86,7 @@ def evaluate(
                 f"Check that the model takes what `inputs` of task `{task.name}` makes of a batch, "
                 f"and metric `{task.metric.name}` what the model returns"
             ) from cause
+    value = _number(task, computed)
     if not math.isfinite(value):
         raise NotFiniteError(
             f"metric `{task.metric.name}` of task `{task.name}` is {value} on split `{split}`. "
@@ -93,6 +94,18 @@ def evaluate(
             "not finite"
         )
     return value
+
+
+def _number(task: Task, computed: Any) -> float:
+    try:
+        return float(computed)
+    except (TypeError, ValueError, RuntimeError) as cause:
+        found = getattr(computed, "shape", None)
+        what = type(computed).__name__ + ("" if found is None else f" of shape {tuple(found)}")
+        raise TaskError(
+            f"metric `{task.metric.name}` of task `{task.name}` computed {what}, which is no "
+            "number. Return one: of several figures the one that models are judged by"
+        ) from cause
 
 
 def open_split(task: Task, split: Split) -> Iterable[Any]:
@@ -190,7 +203,7 @@ def size_of(loader: Iterable[Any]) -> int | None:
     """Count a loader's batches without reading them; None where it does not know."""
     try:
         return len(loader)  # type: ignore[arg-type]
-    except TypeError:
+    except (TypeError, NotImplementedError):  # of a class that has none, or one that cannot tell
         return None
 
 
