@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
 from prunella.errors import PrunellaError, TaskError
@@ -13,7 +13,9 @@ from prunella.process_group import dist
 T = TypeVar("T")
 
 
-def together(processes: Accelerator, act: Callable[[], T], *, often: bool = False) -> T:
+def together(
+    processes: Accelerator | PartialState, act: Callable[[], T], *, often: bool = False
+) -> T:
     """Act in every process, and go on when all have.
 
     Args:

@@ -14,6 +14,7 @@ from prunella.model.structure import weights_digest
 from prunella.pipeline.context import Context
 from prunella.pipeline.defaults import suggested
 from prunella.pipeline.keeping import making_way
+from prunella.pipeline.peers import by_first
 from prunella.pipeline.remembering import Made, remembered
 from prunella.pipeline.slots import Slot
 from prunella.pipeline.stages import Start, to_train, trained
@@ -81,7 +82,7 @@ def heal(context: Context, slot: Slot, start: Start, pruned: Entry, *, last: boo
 
     def make() -> Made:
         began = time.perf_counter()
-        make_way()
+        by_first(context.peers, make_way)
         how = (
             "the task's own training" if context.task.train else f"{len(space.points)} experiments"
         )

@@ -11,7 +11,8 @@ from prunella.config import Config
 from prunella.errors import WorkspaceError
 from prunella.pipeline.budgets import asked
 from prunella.pipeline.context import Context, borrowed
-from prunella.pipeline.recording import RECORD, ended, record
+from prunella.pipeline.peers import by_first
+from prunella.pipeline.recording import RECORD, ended, write_record
 from prunella.pipeline.slots import Slot
 from prunella.progress import Progress
 
@@ -33,7 +34,9 @@ def opened(
         WorkspaceError: Another process holds it, or another task's run is in it.
     """
     context = Context(config, progress, typed)
-    with context.space.locked(), borrowed(context):
+    with contextlib.ExitStack() as held:
+        by_first(context.peers, lambda: held.enter_context(context.space.locked()))
+        held.enter_context(borrowed(context))
         check_owner(context)
         yield context
         context.peers.wait()
@@ -77,7 +80,7 @@ def making_way(context: Context, slot: Slot) -> Callable[[], None]:
 
     def move() -> None:
         space = context.space
-        if not context.peers.main or not ended(space):
+        if not ended(space):
             return
         folder = space.folder
         there = [int(old.name) for old in (folder / EARLIER).glob("*") if old.name.isdecimal()]
@@ -88,7 +91,7 @@ def making_way(context: Context, slot: Slot) -> Callable[[], None]:
             aside,
         )
         space.forget(RECORD)
-        record(context, upto=slot)
+        write_record(context, upto=slot)
         space.forget("final")
         for name in _RESULTS:
             space.clear(name)

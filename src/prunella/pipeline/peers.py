@@ -5,12 +5,15 @@ finetune. What the first one found out is shared, an error included, so that all
 """
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
-from prunella.errors import PrunellaError
+from prunella.finetuning.together import together
+
+T = TypeVar("T")
 
 # One process may analyze for hours while the others wait.
 _PATIENCE = timedelta(days=7)
@@ -31,6 +34,9 @@ class Peers(Protocol):
     def wait(self) -> None:
         """Return when all have come here."""
 
+    def together(self, act: Callable[[], T]) -> T:
+        """Act in all; what raises in one raises in all."""
+
 
 class Alone:
     """One process: it is the first, and there is nobody to wait for."""
@@ -44,6 +50,10 @@ class Alone:
 
     def wait(self) -> None:
         """Go on."""
+
+    def together(self, act: Callable[[], T]) -> T:
+        """Act."""
+        return act()
 
 
 class Several:
@@ -71,6 +81,10 @@ class Several:
         """Return when all have come here."""
         self._state.wait_for_everyone()
 
+    def together(self, act: Callable[[], T]) -> T:
+        """Act in all; what raises in one raises in all."""
+        return together(self._state, act)
+
 
 def peers(device: str) -> Peers:
     """Find out who takes part in this run, from what a launcher put into the environment.
@@ -88,9 +102,7 @@ def peers(device: str) -> Peers:
     return Alone()
 
 
-def agreed(error: PrunellaError | None, value: Any, among: Peers) -> Any:
-    """Share a value of the first process, or raise its error, in all of them."""
-    problem, shared = among.share((error, value))
-    if problem is not None:
-        raise problem
-    return shared
+def by_first(among: Peers, act: Callable[[], T]) -> T:
+    """Let the first process act, and return what it returns, or raise what it raises, in all."""
+    value: T = among.share(among.together(lambda: act() if among.main else None))
+    return value

@@ -12,6 +12,7 @@ from torch import nn
 from prunella.pipeline.budgets import asked
 from prunella.pipeline.context import Context
 from prunella.pipeline.judging import floor_of
+from prunella.pipeline.peers import by_first
 from prunella.pipeline.profiling import PROFILE, needs_profile
 from prunella.pipeline.slots import Attempt, Slot, attempts
 from prunella.record import (
@@ -99,6 +100,15 @@ def assemble(
 
 
 def record(
+    context: Context, outcome: Outcome = "partial", upto: Slot | None = None, untested: str = ""
+) -> RunRecord:
+    """Let the first process write down what is known of the run so far; see `write_record`."""
+    if not needs_profile(context):
+        asked(context)  # here, where all processes are: its record may be read
+    return by_first(context.peers, lambda: write_record(context, outcome, upto, untested))
+
+
+def write_record(
     context: Context, outcome: Outcome = "partial", upto: Slot | None = None, untested: str = ""
 ) -> RunRecord:
     """Write down what is known of the run so far, which a report is made from; see `assemble`.

@@ -4,8 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from prunella.errors import PrunellaError
-from prunella.pipeline.peers import agreed
+from prunella.pipeline.peers import by_first
 from prunella.workspace import Entry
 
 if TYPE_CHECKING:  # the context itself remembers, too
@@ -37,26 +36,18 @@ def remembered(
         quiet: Say nothing; what changes is no surprise.
         replacing: Called by the first process before a record of other inputs is removed.
     """
-    main = context.peers.main
-
-    def look() -> Entry | None:
-        return _look(context, name, inputs, quiet, replacing) if main else None
-
-    entry = _settled(context, look)
+    peers = context.peers
+    entry = by_first(peers, lambda: _look(context, name, inputs, quiet, replacing))
     if entry is not None:
         return entry
-    made = make() if together else None
+    made = peers.together(make) if together else None
 
-    def write() -> Entry | None:
-        if not main:
-            return None
+    def write() -> Entry:
         payload, files = made or make()
         context.space.write(name, inputs, payload, files)
         return Entry(inputs, payload)
 
-    entry = _settled(context, write)
-    assert entry is not None, "the first process made it"
-    return entry
+    return by_first(peers, write)
 
 
 def _look(
@@ -77,15 +68,3 @@ def _look(
         replacing()
     context.space.forget(name)
     return None
-
-
-def _settled(context: "Context", find: Callable[[], Entry | None]) -> Entry | None:
-    """Let the first process's entry, or error, be that of all."""
-    entry: Entry | None = None
-    error: PrunellaError | None = None
-    try:
-        entry = find()
-    except PrunellaError as problem:
-        error = problem
-    shared: Entry | None = agreed(error, entry, context.peers)
-    return shared

@@ -10,6 +10,7 @@ from prunella.pipeline.budgets import shares
 from prunella.pipeline.context import Context
 from prunella.pipeline.healing import heal
 from prunella.pipeline.judging import judge
+from prunella.pipeline.peers import by_first
 from prunella.pipeline.recording import record
 from prunella.pipeline.slots import Slot, forget_after
 from prunella.pipeline.stages import Start, cut, dense_start, tuned_start
@@ -118,8 +119,7 @@ def loop(
 
 def _end_at(context: Context, slot: Slot) -> None:
     """Forget what comes after: an earlier run, with other settings, may have gone on from here."""
-    if context.peers.main:
-        forget_after(context.space, slot)
+    by_first(context.peers, lambda: forget_after(context.space, slot))
 
 
 def _forward(context: Context, at: Position, target: Shares, tuned: Entry) -> Position:

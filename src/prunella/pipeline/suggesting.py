@@ -21,6 +21,7 @@ from prunella.model.examples import Arguments
 from prunella.pipeline.budgets import asked as budgeted
 from prunella.pipeline.budgets import budget_of
 from prunella.pipeline.context import Context, share_of
+from prunella.pipeline.peers import by_first
 from prunella.pipeline.remembering import Made, remembered
 from prunella.pipeline.repairing import ranking
 from prunella.pipeline.stages import counted, damage_of, foundation, judge_of, most
@@ -61,10 +62,10 @@ class Forecast:
 def known_or_estimated(context: Context) -> tuple[Sensitivity, str]:
     """Return the sensitivity on record where there is one, else a quick estimate, and which."""
     _, inputs = foundation(context)
-    found = context.space.find("sensitivity", inputs) if context.peers.main else None
-    if found is not None and found.entry is not None:
+    found = by_first(context.peers, lambda: context.space.find("sensitivity", inputs))
+    if found.entry is not None:
         return Sensitivity.from_json(str(found.entry.payload["sensitivity"])), "measured"
-    if found is not None and found.changed:
+    if found.changed:
         log.info("what was measured is not used: %s changed", found.changed)
     return _estimated(context), f"estimated on {SAMPLES} samples"
 

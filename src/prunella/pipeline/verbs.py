@@ -15,6 +15,7 @@ from prunella.pipeline.finishing import finish, latency, test
 from prunella.pipeline.healing import heal
 from prunella.pipeline.judging import check_floor, judge
 from prunella.pipeline.keeping import check_owner, making_way, opened
+from prunella.pipeline.peers import by_first
 from prunella.pipeline.recording import RECORD, assemble, current_model, record
 from prunella.pipeline.rounds import loop
 from prunella.pipeline.slots import Attempt, Slot, after, attempts
@@ -101,7 +102,7 @@ def prune(config: Config, progress: Progress | None = None, *, typed: str | None
         check_floor(context, first)
         target = reachable(context, budget)
         analyzed = sensitivity(context)
-        tries = list(attempts(context.space))
+        tries = _tries(context)
         slot = _place(tries)
         if tries and tries[-1].verdict is not None and tries[-1].pruned.payload["target"] == target:
             if not tries[-1].accepted:
@@ -159,7 +160,7 @@ def finetune(
     """Finetune what was pruned last, judge it, and say whether it is good enough to go on."""
     with opened(config, progress, typed) as context:
         first = baseline(context)
-        tries = list(attempts(context.space))
+        tries = _tries(context)
         if not tries:
             raise WorkspaceError(
                 f"nothing is pruned yet in `{config.folder}`. Run "
@@ -185,7 +186,7 @@ def transform(
     """Make the final model of the last accepted round, prove it, and test it."""
     with opened(config, progress, typed) as context:
         baseline(context)
-        accepted = [attempt for attempt in attempts(context.space) if attempt.accepted]
+        accepted = [attempt for attempt in _tries(context) if attempt.accepted]
         if not accepted:
             raise WorkspaceError(
                 f"no finetuned round in `{config.folder}` meets the floor, so there is nothing to "
@@ -211,9 +212,12 @@ def run(config: Config, progress: Progress | None = None, *, typed: str | None =
         best, met = loop(context, first, analyzed, target)
         if best is None:
             make_way = making_way(context, Slot(0, 0))
-            if context.peers.main and context.space.read("final") is not None:  # an earlier run's
-                make_way()
-            context.peers.wait()
+
+            def put_aside() -> None:
+                if context.space.read("final") is not None:  # an earlier run's
+                    make_way()
+
+            by_first(context.peers, put_aside)
             context.note("no round met the floor, so the model stays as it is")
             return _recorded(context, context.notes[-1], "", "floor")
         if not met:
@@ -253,6 +257,11 @@ def report(config: Config) -> Path:
             "run with `--run.folder`, or start one with `prunella run`"
         )
     return reporting.write(config.folder, RunRecord.from_data(entry.payload))
+
+
+def _tries(context: Context) -> list[Attempt]:
+    """Read the attempts so far, before the first process changes them."""
+    return by_first(context.peers, lambda: list(attempts(context.space)))
 
 
 def _place(tries: list[Attempt]) -> Slot:
@@ -302,8 +311,7 @@ def _end(
     outcome: Outcome = "floor" if not met else "done" if kept else "missed"
     result = _recorded(context, _where(context), next_, outcome, str(untested or ""))
     if report:
-        if context.peers.main:
-            reporting.write(context.space.folder, result.record)
+        by_first(context.peers, lambda: reporting.write(context.space.folder, result.record))
         page = context.space.folder / reporting.FILE
         result = replace(result, text=f"{result.text}; the report is `{page}`")
     if untested is not None:
