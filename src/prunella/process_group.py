@@ -8,12 +8,42 @@ argument of its functions. torch imports it by itself, as late as at an optimize
 whoever uses a group has `dist` from here, which imports that one while there is no group yet.
 """
 
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+
 import torch.distributed as dist
 
-__all__ = ["dist", "leave"]
+__all__ = ["dist", "leave", "telling"]
+
+_TOLD, _PATIENCE = "prunella/told", timedelta(seconds=10)
 
 if dist.is_available():
     import torch.distributed.nn.functional  # noqa: F401  see above
+
+
+@contextlib.contextmanager
+def telling() -> Iterator[bool]:
+    """Yield whether it is this process that tells why all end: the first to come here.
+
+    The others wait until it has told, for whoever started them ends all when one has ended. Before
+    there is a group all of them read the same settings, and the one of rank 0 tells.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        yield os.environ.get("RANK", "0") == "0"
+        return
+    store = dist.distributed_c10d._get_default_store()
+    try:
+        first = store.add(f"{_TOLD}/by", 1) == 1
+    except RuntimeError:  # the process that kept the store is gone, as one is that was killed
+        first = True
+    yield first
+    with contextlib.suppress(RuntimeError):
+        if first:
+            store.set(_TOLD, "")
+        else:
+            store.wait([_TOLD], _PATIENCE)
 
 
 def leave() -> None:

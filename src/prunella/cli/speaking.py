@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import typer
@@ -89,17 +90,32 @@ def errors(debug: bool, command: str = "prunella") -> Iterator[None]:
         if debug:
             raise
         what, hint = split(str(problem))
-        err = console(error=True)
-        err.print(f"[bold red]error:[/] {_escape(what)}")
-        err.print(f"[bold cyan]hint:[/] {_escape(hint or f'see `{command} --help`')}")
+        with _telling() as mine:
+            if mine:
+                err = console(error=True)
+                err.print(f"[bold red]error:[/] {_escape(what)}")
+                err.print(f"[bold cyan]hint:[/] {_escape(hint or f'see `{command} --help`')}")
         raise typer.Exit(USER_ERROR) from None
 
 
 def interrupted(command: str) -> None:
     """Say that nothing finished is lost, and how to go on."""
-    err = console(error=True)
-    err.print("[bold yellow]interrupted:[/] all that was finished is kept, to the last epoch")
-    err.print(f"[bold cyan]hint:[/] go on with: {_escape(command)}")
+    with _telling() as mine:
+        if mine:
+            err = console(error=True)
+            err.print(
+                "[bold yellow]interrupted:[/] all that was finished is kept, to the last epoch"
+            )
+            err.print(f"[bold cyan]hint:[/] go on with: {_escape(command)}")
+
+
+def _telling() -> AbstractContextManager[bool]:
+    """Say whether this process tells why it ends; of a launcher's processes one does, for all."""
+    if not launched():
+        return contextlib.nullcontext(True)
+    from prunella.process_group import telling
+
+    return telling()
 
 
 def say(text: str) -> None:
