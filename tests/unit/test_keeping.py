@@ -138,6 +138,35 @@ def test_a_kill_while_it_is_put_aside_does_not_lose_it(
     assert (folder / "earlier/01/final/model.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [("forget", "final"), ("clear", "final"), ("clear", "report.html"), ("write", "run")],
+)
+def test_a_kill_after_it_was_put_aside_leaves_one_of_it_and_nothing_of_it_here(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, method: str, name: str
+) -> None:
+    whole = getattr(Workspace, method)
+
+    def kill(space: Workspace, asked: str, *rest: Any, **more: Any) -> None:
+        if asked == name:
+            raise KeyboardInterrupt
+        whole(space, asked, *rest, **more)
+
+    weights = (folder / "final/model.safetensors").read_bytes()
+    other = settings(folder, budget__macs=0.5)
+    monkeypatch.setattr(Workspace, method, kill)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.prune(other)
+    monkeypatch.undo()
+    pipeline.prune(other)
+    assert [path.name for path in (folder / "earlier").iterdir()] == ["01"]
+    assert (folder / "earlier/01/final/model.safetensors").read_bytes() == weights
+    assert (folder / "earlier/01/report.html").exists()
+    assert outcome(folder / "earlier/01") == "done"
+    assert not [left for left in ("final", "final.json", "report.html") if (folder / left).exists()]
+    assert outcome(folder) == "partial"
+
+
 def test_what_was_put_aside_is_not_replaced_where_an_older_one_was_removed(folder: Path) -> None:
     kept = folder / "earlier/02/final/plan.json"
     kept.parent.mkdir(parents=True)

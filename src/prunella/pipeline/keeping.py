@@ -4,6 +4,7 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Callable, Iterator
+from filecmp import cmp
 from pathlib import Path
 
 from prunella import report
@@ -12,9 +13,10 @@ from prunella.errors import WorkspaceError
 from prunella.pipeline.budgets import asked
 from prunella.pipeline.context import Context, borrowed
 from prunella.pipeline.peers import by_first
-from prunella.pipeline.recording import RECORD, ended, write_record
+from prunella.pipeline.recording import RECORD, assemble, ended
 from prunella.pipeline.slots import Slot
 from prunella.progress import Progress
+from prunella.workspace import Workspace
 
 EARLIER = "earlier"
 
@@ -82,21 +84,28 @@ def making_way(context: Context, slot: Slot) -> Callable[[], None]:
         space = context.space
         if not ended(space):
             return
-        folder = space.folder
-        there = [int(old.name) for old in (folder / EARLIER).glob("*") if old.name.isdecimal()]
-        number = 1 + max(there, default=0)
-        aside = space.replace_folder(f"{EARLIER}/{number:02}", lambda fresh: _copy(folder, fresh))
         log.warning(
             "this replaces a run that was finished: its final model and report are now in `%s`",
-            aside,
+            _aside(space),
         )
-        space.forget(RECORD)
-        write_record(context, upto=slot)
         space.forget("final")
         for name in _RESULTS:
             space.clear(name)
+        # Last: as long as it says that the run has ended, a kill leaves this to be done again.
+        space.write(RECORD, {}, assemble(context, upto=slot).to_data())
 
     return move
+
+
+def _aside(space: Workspace) -> Path:
+    """Copy what a run ended with to the next folder of `earlier`; what a kill left there is it."""
+    folder, file = space.folder, f"{RECORD}.json"
+    there = [old for old in (folder / EARLIER).glob("*") if old.name.isdecimal()]
+    last = max(there, key=lambda old: int(old.name), default=None)
+    if last is not None and (last / file).is_file() and cmp(last / file, folder / file, False):
+        return last
+    number = 1 + (0 if last is None else int(last.name))
+    return space.replace_folder(f"{EARLIER}/{number:02}", lambda fresh: _copy(folder, fresh))
 
 
 def _copy(folder: Path, fresh: Path) -> None:

@@ -102,23 +102,20 @@ def assemble(
 def record(
     context: Context, outcome: Outcome = "partial", upto: Slot | None = None, untested: str = ""
 ) -> RunRecord:
-    """Let the first process write down what is known of the run so far; see `write_record`."""
-    if not needs_profile(context):
-        asked(context)  # here, where all processes are: its record may be read
-    return by_first(context.peers, lambda: write_record(context, outcome, upto, untested))
-
-
-def write_record(
-    context: Context, outcome: Outcome = "partial", upto: Slot | None = None, untested: str = ""
-) -> RunRecord:
     """Write down what is known of the run so far, which a report is made from; see `assemble`.
 
     The record of a run that has ended stays until something it rests on is made anew.
     """
-    found = assemble(context, outcome, upto, untested)
-    if outcome != "partial" or not ended(context.space):
-        context.space.write(RECORD, {}, found.to_data())
-    return found
+    if not needs_profile(context):
+        asked(context)  # here, where all processes are: it reads what the first one wrote
+
+    def write() -> RunRecord:
+        found = assemble(context, outcome, upto, untested)
+        if outcome != "partial" or not ended(context.space):
+            context.space.write(RECORD, {}, found.to_data())
+        return found
+
+    return by_first(context.peers, write)
 
 
 def ended(space: Workspace) -> bool:
