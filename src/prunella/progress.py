@@ -46,7 +46,8 @@ def rich_progress(label: str, total: int | None) -> Iterator[Callable[[int], Non
     Both go to stderr: stdout is for results.
     """
     console = Console(stderr=True)
-    stage = _bar(console, label, total) if console.is_terminal else _lines(console, label, total)
+    moves = console.is_terminal and not console.is_dumb_terminal
+    stage = _bar(console, label, total) if moves else _lines(console, label, total)
     with stage as advance:
         yield advance
 

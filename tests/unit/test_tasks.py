@@ -2,6 +2,7 @@
 
 import operator
 import os
+import sys
 from collections import OrderedDict, UserDict, defaultdict, namedtuple
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -67,6 +68,19 @@ def test_a_file_imports_its_neighbours_and_has_dataclasses(tmp_path: Path) -> No
     text += "import neighbour_of_my_task\n@dataclass\nclass Options:\n    size: int = 3\n"
     text += "task = replace(small_task(), name=neighbour_of_my_task.NAME)"
     assert tasks.load(write(tmp_path, text)).name == "neighbour"
+
+
+def test_functions_of_a_file_import_its_neighbours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "net_of_my_task.py").write_text("from torch import nn\nnet = nn.Linear(2, 2)")
+    text = f"{GOOD}from dataclasses import replace\ndef model():\n    import net_of_my_task\n"
+    text += "    return net_of_my_task.net\ntask = replace(small_task(), model=model)"
+    spec = write(tmp_path, text)
+    for _ in range(2):
+        assert isinstance(tasks.model_of(tasks.load(spec)), nn.Linear)
+    assert sys.path.count(str(tmp_path)) == 1
 
 
 @pytest.mark.parametrize(
@@ -612,6 +626,18 @@ def test_progress_in_a_log(
         "valid [x]: 2/4 (50%), 11 s left",
         "valid [x]: done, 3 in 30 s",
     ]
+
+
+def test_progress_where_nothing_can_move(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    times = iter([0.0, 11.0, 30.0])
+    monkeypatch.setattr("prunella.progress.time.monotonic", lambda: next(times))
+    with rich_progress("valid", 4) as advance:
+        advance(1)
+    assert capsys.readouterr().err.splitlines()[0] == "valid: 1/4 (25%), 33 s left"
 
 
 def test_progress_on_a_terminal_nests(

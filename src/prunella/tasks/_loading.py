@@ -93,12 +93,15 @@ def _module(path: Path) -> ModuleType:
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    # A file may import its neighbours at its top, as it may when it is run by itself.
+    # A file may import its neighbours, as it may when it is run by itself. Its functions may, too,
+    # whenever they are called; by then the folder comes last, and is in nobody else's way.
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
         sys.path.remove(str(folder))
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
 
 
 def _place(cause: BaseException, path: Path) -> str:
