@@ -15,7 +15,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from prunella.cli import app, speaking
+from prunella.cli import app, speaking, tables
 from prunella.cli.speaking import split
 from prunella.cli.verbs import VERBS
 from prunella.config import keys
@@ -304,6 +304,34 @@ def test_what_is_said_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     plain.seek(0)
     assert plain.read() == "?1\n"
     sys.stderr.close()
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Screen, io.StringIO])
+def test_no_figure_is_cut_off(monkeypatch: pytest.MonkeyPatch, stream: type[io.StringIO]) -> None:
+    monkeypatch.setenv("COLUMNS", "24")
+    shown = stream()
+    monkeypatch.setattr(sys, "stdout", shown)
+    names = ["group", "channels", *(f"{tenth}0% gone" for tenth in range(1, 10))]
+    layer = "model.encoder.layers.11.attention.output.dense"
+    table = tables._table(*names)
+    table.add_row(layer, "1,024", *(f"-0.{tenth}234567" for tenth in range(1, 10)))
+    speaking.show(table)
+    (row,) = (line for line in shown.getvalue().splitlines() if "1,024" in line)
+    assert row.split() == [layer, "1,024", *(f"-0.{tenth}234567" for tenth in range(1, 10))]
+
+
+def test_commands_are_copied_as_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "24")
+    shown = Screen()
+    monkeypatch.setattr(sys, "stderr", shown)
+    command = "prunella run a_long_name_of_a_task.py --run.folder 'a folder' --budget.macs 0.5"
+    speaking.say(f"next: {command}")
+    assert f"next: {command}\n" in shown.getvalue()
 
 
 def test_version() -> None:

@@ -117,7 +117,7 @@ def _export(config: Config, wanted: "Wanted", typed: str, quiet: bool) -> None:
     found = export(config, wanted, silent if quiet else rich_progress, typed=typed)
     if not speaking.first_process():
         return
-    speaking.console().print(tables.handed_over(found))
+    speaking.show(tables.handed_over(found))
     exported = found.exported
     for each in exported.parity:
         speaking.say(f"largest difference from the model: {each}")

@@ -12,18 +12,32 @@ from pathlib import Path
 
 import typer
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 from prunella.errors import PrunellaError
 
 USER_ERROR = 2
+_BOUNDLESS = 10_000
 WIDE = 120  # columns where the output is no terminal and has no width of its own
 
 
 def console(error: bool = False) -> Console:
-    """Give the console of stdout, or of stderr."""
+    """Give the console of stdout, or of stderr.
+
+    Lines are left to the terminal to wrap: a command or a path is copied as one line then.
+    """
     stream = sys.stderr if error else sys.stdout
     width = None if stream.isatty() else WIDE
-    return Console(file=stream, width=width, highlight=False, soft_wrap=not stream.isatty())
+    return Console(file=stream, width=width, highlight=False, soft_wrap=True)
+
+
+def show(table: Table) -> None:
+    """Print a table on stdout, wider than the terminal where figures would be cut off."""
+    out = console()
+    boundless = out.options.update(width=_BOUNDLESS)
+    out.width = max(out.width, Measurement.get(out, boundless, table).minimum)
+    out.print(table)
 
 
 def never_mute() -> None:

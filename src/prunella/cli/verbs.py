@@ -57,10 +57,9 @@ def _task(name: str, *lists: str) -> Callable[[Config, str, bool], None]:
         result = getattr(pipeline, name)(config, progress, typed=typed)
         if not speaking.first_process():
             return
-        out = speaking.console()
-        out.print(tables.summary(result.record))
+        speaking.show(tables.summary(result.record))
         for listed in lists:
-            out.print(getattr(tables, listed)(result.record))
+            speaking.show(getattr(tables, listed)(result.record))
         if result.record.latency_budget is not None:
             speaking.say(f"budget on latency: {held(result.record.latency_budget)}")
         if result.record.epochs:
@@ -81,12 +80,11 @@ def _stat(config: Config, typed: str, quiet: bool) -> None:
     from prunella.progress import rich_progress, silent
 
     result = pipeline.stat(config, silent if quiet else rich_progress, typed=typed)
-    out = speaking.console()
-    out.print(tables.summary(result.record))
-    out.print(tables.layers(result.layers))
-    out.print(tables.groups(result.record))
+    speaking.show(tables.summary(result.record))
+    speaking.show(tables.layers(result.layers))
+    speaking.show(tables.groups(result.record))
     if result.record.frozen:
-        out.print(tables.frozen(result.record))
+        speaking.show(tables.frozen(result.record))
     speaking.say(f"next: {result.next}")
 
 
@@ -98,7 +96,7 @@ def _suggest(config: Config, typed: str, quiet: bool) -> None:
     found = pipeline.suggest(config, silent if quiet else rich_progress, typed=typed)
     if not speaking.first_process():
         return
-    speaking.console().print(tables.forecasts(found))
+    speaking.show(tables.forecasts(found))
     _explain(found)
     if found.why:
         speaking.say(found.why)
@@ -113,9 +111,8 @@ def _rehearse(config: Config, typed: str, quiet: bool) -> None:
     found = pipeline.rehearse(config, silent if quiet else rich_progress, typed=typed)
     if not speaking.first_process():
         return
-    out = speaking.console()
-    out.print(tables.forecasts(found))
-    out.print(tables.kept(found.rows[0]))
+    speaking.show(tables.forecasts(found))
+    speaking.show(tables.kept(found.rows[0]))
     _explain(found)
     speaking.say(f"nothing was pruned; to do it: {found.next}")
 
