@@ -46,7 +46,13 @@ def telling() -> Iterator[bool]:
             store.wait([_TOLD], _PATIENCE)
 
 
-def leave() -> None:
-    """End this process's group and its threads, where it has one."""
-    if dist.is_available() and dist.is_initialized():
+def leave(*, failed: bool) -> None:
+    """End this process's group and its threads, where it has one.
+
+    Where the process `failed`, others may still be in the middle of something together, and leaving
+    any group but Gloo's may wait for them.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    if not failed or dist.get_backend() == dist.Backend.GLOO:
         dist.destroy_process_group()

@@ -46,9 +46,9 @@ def main() -> None:
     speaking.never_mute()
     try:
         app()
-    except SystemExit:  # not after what nobody foresaw: others may still wait for this process
+    except SystemExit as end:  # not after what nobody foresaw: others may still wait for this one
         if speaking.launched():
             from prunella.process_group import leave
 
-            leave()
+            leave(failed=end.code not in (None, 0))
         raise

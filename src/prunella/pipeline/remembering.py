@@ -40,7 +40,9 @@ def remembered(
     entry = by_first(peers, lambda: _look(context, name, inputs, quiet, replacing))
     if entry is not None:
         return entry
-    made = peers.together(make) if together else None
+    # What is made together tells on its way what failed in one. If it asked here as well, a process
+    # that fails alone on an accelerator would wait for those that wait for it.
+    made = make() if together else None
 
     def write() -> Entry:
         payload, files = made or make()
