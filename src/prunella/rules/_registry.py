@@ -20,10 +20,17 @@ def rule(*ops: str) -> Callable[[Rule], Rule]:
 
     def register(function: Rule) -> Rule:
         for op in ops:
+            # Of two of ours the order of imports would choose; one of a user's replaces ours.
+            known = RULES.get(op, function)
+            assert known is function or not (_is_ours(known) and _is_ours(function)), op
             RULES[op] = function
         return function
 
     return register
+
+
+def _is_ours(function: Rule) -> bool:
+    return function.__module__.startswith(f"{__package__}.")
 
 
 Resizes = Callable[[Labels, Node], dict[Path, Extent]]

@@ -32,7 +32,7 @@ _OTHERS = """
 """
 _RANDOM = """
     randn_like.default rand_like.default randint_like.default randint_like.low_dtype
-    multinomial.default normal_.default uniform_.default bernoulli_.float bernoulli_.Tensor
+    multinomial.default normal_.default uniform_.default bernoulli_.float
     bernoulli.p random_.default random_.from exponential_.default normal.Tensor_Tensor
     normal.float_Tensor normal.Tensor_float
 """

@@ -17,7 +17,7 @@ _UNARY = """
 """
 _UNARY_OVERLOADS = ("default", "Tensor", "decimals", "Scalar")
 _BINARY = """
-    add sub rsub mul div true_divide pow maximum minimum fmod remainder atan2 lerp where
+    add sub rsub mul div true_divide pow maximum minimum fmod remainder atan2 lerp
     addcmul addcdiv eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or
     bitwise_xor copysign fmax fmin floor_divide hypot xlogy clamp clamp_min clamp_max masked_fill
     heaviside square_ __and__ __or__ __xor__ multiply divide subtract copy clip arctan2 float_power
@@ -39,6 +39,10 @@ def _names(ops: str, overloads: tuple[str, ...] | list[str]) -> list[str]:
     *_names(_UNARY, _UNARY_OVERLOADS),
     "aten.max.other",
     "aten.min.other",
+    "aten.where.self",
+    "aten.where.Scalar",
+    "aten.where.ScalarSelf",
+    "aten.where.ScalarOther",
     "aten.to.dtype",
     "aten.to.device",
     "aten.to.dtype_layout",
