@@ -7,9 +7,11 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from prunella.experiments import Experiment, Space, search
 from prunella.finetuning import Decay, Recipe, cut_moments
-from prunella.finetuning.moments import read_moments, strangers, write_moments
+from prunella.finetuning.moments import Moments, read_moments, strangers, write_moments
 from prunella.model.structure import weights_digest
 from prunella.pipeline.context import Context
 from prunella.pipeline.defaults import suggested
@@ -20,7 +22,7 @@ from prunella.pipeline.slots import Slot
 from prunella.pipeline.stages import Start, to_train, trained
 from prunella.plan import Plan
 from prunella.storing import save
-from prunella.workspace import Entry, digest_file
+from prunella.workspace import Entry, Workspace, digest_file
 
 # Rates to try where the user names none, as multiples of the task's, the most promising first.
 _AROUND = (1.0, 0.3, 3.0)
@@ -103,16 +105,10 @@ def heal(context: Context, slot: Slot, start: Start, pruned: Entry, *, last: boo
             progress=context.progress,
         )
         healed = trained(found.model.to(context.device), plan)
-        context.space.replace_folder(f"{slot.name}/finetuned", lambda fresh: save(healed, fresh))
-        files = [f"{slot.name}/finetuned"]
         left = found.best.moments
-        if left:
-            left = left if plan is None else cut_moments(left, plan)
-            context.space.replace_folder(
-                f"{slot.name}/{_MOMENTS.parent}",
-                lambda fresh: write_moments(left, fresh / _MOMENTS.name),
-            )
-            files.append(f"{slot.name}/{_MOMENTS.parent}")
+        if left and plan is not None:
+            left = cut_moments(left, plan)
+        files = by_first(context.peers, lambda: _kept(context.space, slot, healed, left))
         seconds = sum(experiment.seconds for experiment in found.experiments)
         return {
             "metric": found.value,
@@ -121,7 +117,7 @@ def heal(context: Context, slot: Slot, start: Start, pruned: Entry, *, last: boo
             "experiments": [_row(each, found.number) for each in found.experiments],
             "recipe": asdict(found.recipe),
             "seconds": max(seconds, time.perf_counter() - began),
-        }, tuple(files)
+        }, files
 
     entry = remembered(context, slot.record("finetune"), inputs, make, together=True)
     # The result is on disk: what only served to go on after a kill may go.
@@ -129,6 +125,18 @@ def heal(context: Context, slot: Slot, start: Start, pruned: Entry, *, last: boo
     for checkpoint in folder.glob("experiment-*"):
         shutil.rmtree(checkpoint, ignore_errors=True)
     return entry
+
+
+def _kept(
+    space: Workspace, slot: Slot, healed: nn.Module, moments: Moments | None
+) -> tuple[str, ...]:
+    """Write what the best experiment ended with, and return which folders that is."""
+    weights, state = f"{slot.name}/finetuned", f"{slot.name}/{_MOMENTS.parent}"
+    space.replace_folder(weights, lambda fresh: save(healed, fresh))
+    if not moments:
+        return (weights,)
+    space.replace_folder(state, lambda fresh: write_moments(moments, fresh / _MOMENTS.name))
+    return (weights, state)
 
 
 def _carried(context: Context, start: Start, recipe: Recipe) -> Path | None:
