@@ -23,15 +23,18 @@ def threads():
             pass
     return [name for name in found if "gloo" in name]
 
+def wait_for(there):  # a new one has no name yet, one that was joined is listed for a moment more
+    end = time.monotonic() + 30
+    while bool(threads()) != there:
+        assert time.monotonic() < end, threads()
+
 store = f"file://{{sys.argv[1]}}/store"
 dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
-assert threads()
+wait_for(True)
 import torch._dynamo  # as an optimizer's first step does
 {then}
 assert not dist.is_initialized()
-end = time.monotonic() + 10  # one that was joined is in this list for a moment more
-while threads():
-    assert time.monotonic() < end, threads()
+wait_for(False)
 """
 LINUX = pytest.mark.skipif(
     not Path("/proc/self/task").exists(), reason="the names of threads are read as Linux has them"
