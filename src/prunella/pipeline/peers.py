@@ -64,8 +64,6 @@ class Several:
     def __init__(self, *, cpu: bool) -> None:
         from accelerate import PartialState
 
-        from prunella import process_group  # noqa: F401 - before there is a group
-
         self._state = PartialState(cpu=cpu, timeout=_PATIENCE)
         self.main = bool(self._state.is_main_process)
 
