@@ -84,3 +84,23 @@ def test_a_proof_takes_both_parts_of_what_is_complex():
     assert kept["1.weight"]
     with pytest.raises(prunella.PrunellaError, match="differs from the masked one"):
         prunella.certify(model, other, result.plan, (x,))
+
+
+class Waves(nn.Module):
+    """Complex from its input on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(6, WIDTH, dtype=torch.cfloat))
+        self.second = nn.Parameter(torch.randn(WIDTH, 4, dtype=torch.cfloat))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.view_as_real((z @ self.first * 1.5) @ self.second)
+
+
+def test_inputs_may_be_complex() -> None:
+    torch.manual_seed(0)
+    model = Waves()
+    result = prunella.prune(model, torch.randn(2, 6, dtype=torch.cfloat), ratio=0.5)
+    assert result.model.first.shape == (6, WIDTH // 2)
+    assert result.certificate.dtype == "float64"

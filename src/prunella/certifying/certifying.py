@@ -148,14 +148,9 @@ class _Case:
     def copy(self, model: nn.Module) -> nn.Module:
         # Not `to(dtype)`, which leaves the real part of what is complex.
         fresh = copied(model)
-        fresh._apply(self._cast)
+        fresh._apply(lambda tensor: _raised(tensor, self.dtype))
         forget(fresh)
         return fresh
-
-    def _cast(self, tensor: Tensor) -> Tensor:
-        if tensor.is_complex():
-            return tensor.to(self.dtype.to_complex())
-        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
     def outputs(self, run: Run, model: nn.Module, inputs: Inputs) -> list[Tensor]:
         """Run a model in this precision."""
@@ -421,9 +416,11 @@ def _real(tensor: Tensor) -> Tensor:
 
 
 def _cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
-    def cast(item: Any) -> Any:
-        real = isinstance(item, Tensor) and item.is_floating_point()
-        return item.to(dtype) if real else item
-
-    found: Inputs = pytree.tree_map(cast, inputs)
+    found: Inputs = pytree.tree_map_only(Tensor, lambda item: _raised(item, dtype), inputs)
     return found
+
+
+def _raised(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if tensor.is_complex():
+        return tensor.to(dtype.to_complex())
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor

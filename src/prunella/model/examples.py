@@ -27,7 +27,8 @@ def describe(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 def _describe(value: Any) -> Any:
     if isinstance(value, Tensor):
-        exact = not value.dtype.is_floating_point and value.dtype != torch.bool
+        normal = value.is_floating_point() or value.is_complex()
+        exact = not normal and value.dtype != torch.bool
         known = exact and value.numel() > 0 and value.device.type != "meta"
         span = [int(value.min()), int(value.max())] if known else [0, 1]
         return {
@@ -56,8 +57,9 @@ def make(example: Any, seed: int, device: torch.device | str = "cpu") -> Argumen
 def _make(item: Any, generator: torch.Generator, device: torch.device | str) -> Any:
     if "tensor" in item:
         dtype = getattr(torch, item["dtype"])
-        if dtype.is_floating_point:
-            made = torch.randn(item["tensor"], generator=generator).to(dtype)
+        if dtype.is_floating_point or dtype.is_complex:
+            drawn = torch.cfloat if dtype.is_complex else None
+            made = torch.randn(item["tensor"], generator=generator, dtype=drawn).to(dtype)
         else:
             low, high = item["span"]
             made = torch.randint(low, high + 1, item["tensor"], generator=generator).to(dtype)
