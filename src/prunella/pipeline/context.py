@@ -26,6 +26,7 @@ from prunella.model.devices import device_named
 from prunella.model.structure import weights_digest
 from prunella.pipeline.defaults import suggested
 from prunella.pipeline.peers import peers
+from prunella.pipeline.processors import threads
 from prunella.pipeline.profiling import profiled
 from prunella.pipeline.teaching import why_mute
 from prunella.plan import Costs, Groups
@@ -208,17 +209,6 @@ def borrowed(context: Context) -> Iterator[None]:
     """Give the number of threads and the random generators back as they were."""
     with threads(context.config.run.threads), own_randomness(context.device):
         yield
-
-
-@contextlib.contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """Set the number of CPU threads for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def share_of(task: Task, split: Split, share: float) -> Task:

@@ -13,6 +13,7 @@ from prunella.errors import WorkspaceError
 from prunella.pipeline.budgets import asked
 from prunella.pipeline.context import Context, borrowed
 from prunella.pipeline.peers import by_first
+from prunella.pipeline.processors import look_at_threads
 from prunella.pipeline.recording import RECORD, assemble, ended
 from prunella.pipeline.slots import Slot
 from prunella.progress import Progress
@@ -39,6 +40,8 @@ def opened(
     with contextlib.ExitStack() as held:
         by_first(context.peers, lambda: held.enter_context(context.space.locked()))
         held.enter_context(borrowed(context))
+        if context.peers.main and context.device.type == "cpu":
+            look_at_threads()
         check_owner(context)
         yield context
         context.peers.wait()

@@ -18,8 +18,9 @@ from prunella.masking import mask
 from prunella.model.carrying import plan_of
 from prunella.model.structure import weights_digest
 from prunella.pipeline.budgets import shares
-from prunella.pipeline.context import Context, share_of, threads
+from prunella.pipeline.context import Context, share_of
 from prunella.pipeline.keeping import making_way
+from prunella.pipeline.processors import threads
 from prunella.pipeline.remembering import Made, remembered
 from prunella.pipeline.repairing import ranking, repaired
 from prunella.pipeline.slots import Slot, forget_after
