@@ -128,6 +128,7 @@ CHANGES: tuple[tuple[tuple[str, float], ...], ...] = (
     (("distill", 0.5),),
     (("distill", 1.0),),
     (("temperature", 2.0),),
+    (("temperature", 8.0),),
     (("feature_distill", 1.0),),
     (("ema", 0.999),),
     (("lr", 0.05),),
