@@ -99,10 +99,7 @@ class _Walk:
         elif id(value) in self._seen:
             self._tell("again", str(self._seen[id(value)][0]))
         elif self._meet(value) and depth < _DEEPEST:
-            try:
-                self._part(value, depth + 1)
-            except Exception:  # noqa: BLE001  a user's class may raise anything
-                self._tell("unreadable")
+            self._part(value, depth + 1)
 
     def _meet(self, value: Any) -> bool:
         return self._seen.setdefault(id(value), (len(self._seen), value)) is not None
@@ -129,7 +126,10 @@ class _Walk:
         elif isinstance(value, CodeType):
             self._code(value, depth)
         else:
-            self._object(value, depth)
+            try:
+                self._object(value, depth)
+            except Exception:  # noqa: BLE001  a user's class may raise anything
+                self._tell("unreadable")
 
     def _function(self, function: FunctionType, depth: int) -> None:
         foreign = _is_library(function.__code__.co_filename)
@@ -255,7 +255,7 @@ def _names(code: CodeType) -> tuple[dict[str, None], dict[str, None]]:
 
 def _is_documented(code: CodeType) -> bool:
     """Say whether the first constant is what documents a function."""
-    if sys.version_info >= (3, 13):
+    if sys.version_info >= (3, 14):
         return bool(code.co_flags & inspect.CO_HAS_DOCSTRING)
     named = not code.co_name.startswith("<")  # no lambda, nor what a comprehension runs
     return named and isinstance(next(iter(code.co_consts), None), str)
