@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from prunella.errors import PlanMismatchError
 from prunella.masking.slicing import zero_removed
+from prunella.masking.spectral import estimates_cut, settle
 from prunella.model.modes import copied
 from prunella.model.structure import check_numbers, digest_of, tensors
 from prunella.plan import Group, Groups, Plan
@@ -30,7 +31,8 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
     A removed channel is zero where it is made and where it is used, so what lies between (a
     sigmoid, a batch norm) makes no difference: the outputs are those of the pruned model. Only
     where the network takes statistics over channels (`plan.marked`: a layer norm, a mean) do they
-    differ: here over all channels, zeros included, in the pruned model over those it has.
+    differ: here over all channels, zeros included, in the pruned model over those it has. Spectral
+    norms are those of what is kept.
 
     Args:
         model: The model the plan was made for; left untouched.
@@ -43,6 +45,7 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
     check_numbers(model, "masking")
     masked = copied(model)
     apply_mask(masked, plan)
+    settle(tensors(masked), estimates_cut(masked, plan.kept))
     return masked
 
 
@@ -68,14 +71,16 @@ def zeroed(
         removed: Channels to zero, by group name.
     """
     found = tensors(model)
-    saved: dict[str, Tensor] = {}
+    touched = [axis.tensor for name in removed for axis in groups[name].axes]
+    estimates = estimates_cut(model, touched)
+    names = {*touched, *(name for each in estimates for name in (each.left, each.right))}
+    saved = {name: found[name].clone() for name in names}
     try:
         with torch.no_grad():
             for name, channels in removed.items():
-                for tensor_name in _touched(groups[name]):
-                    saved.setdefault(tensor_name, found[tensor_name].clone())
                 for view in slices(found, groups, groups[name], channels):
                     view.zero_()
+        settle(found, estimates)
         torch.clear_autocast_cache()  # the caller's autocast would go on with what it has cast
         yield model
     finally:
@@ -83,10 +88,6 @@ def zeroed(
             for name, tensor in saved.items():
                 found[name].copy_(tensor)
         torch.clear_autocast_cache()
-
-
-def _touched(group: Group) -> list[str]:
-    return [axis.tensor for axis in group.axes]
 
 
 def slices(

@@ -27,6 +27,7 @@ from prunella.coupling import couple
 from prunella.coupling.resizing import mask_from, resized
 from prunella.masking import check_digest
 from prunella.masking.slicing import zero_removed
+from prunella.masking.spectral import estimates_cut, settle
 from prunella.model.modes import copied, evaluating
 from prunella.model.structure import check_numbers, device_of, tensors
 from prunella.plan import Plan
@@ -79,6 +80,7 @@ def compensate(
         for name, kept in plan.kept.items():
             if masked[name].is_floating_point():
                 zero_removed(masked[name], kept)
+        settle(masked, estimates_cut(repaired, plan.kept))
         pairs, steps = _start(model, plan, data, dense, masked)
         fitter = _Fitter(plan, dense, masked)
         _march(pairs, steps, fitter, or_silent(progress))

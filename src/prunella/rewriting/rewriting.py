@@ -25,6 +25,7 @@ from prunella.coupling.resizing import mask_from, resized
 from prunella.errors import ConfigError, PrunellaError
 from prunella.graph import Graph, Ref
 from prunella.masking.slicing import take
+from prunella.masking.spectral import estimates_cut, settle
 from prunella.model.blame import first_line
 from prunella.model.carrying import carry
 from prunella.model.containers import opaque_in
@@ -188,4 +189,5 @@ def _assembled(model: nn.Module, plan: Plan, ways: tuple[Way, Way]) -> Rewritten
         path, _, leaf = alias.rpartition(".")
         fleeting = model.get_submodule(path)._non_persistent_buffers_set
         made.hold(alias, cut[name], persistent=leaf not in fleeting)
+    settle(cut, [each for each in estimates_cut(model, plan.kept) if each.weight in cut])
     return made

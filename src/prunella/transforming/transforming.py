@@ -15,6 +15,7 @@ from prunella.errors import ConfigError, TransformError
 from prunella.masking import check_digest
 from prunella.masking.rescaling import keep_scales
 from prunella.masking.slicing import cut
+from prunella.masking.spectral import estimates_cut, settle
 from prunella.model.blame import first_line, own_line
 from prunella.model.carrying import carry
 from prunella.model.examples import Arguments, make
@@ -127,6 +128,7 @@ def shrink(model: nn.Module, plan: Plan) -> nn.Module:
             if name in plan.kept
         },
     )
+    settle(tensors(pruned), estimates_cut(pruned, plan.kept))
     for name, attributes in plan.attributes.items():  # by whatever name a shared module was called
         for attribute, value in attributes.items():
             _set(pruned.get_submodule(name), attribute, value)
