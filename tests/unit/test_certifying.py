@@ -397,3 +397,28 @@ def test_numbers_that_are_none_here_and_there_may_be() -> None:
     result.model.two.bias.data[0] += 0.1
     with pytest.raises(CertificateError, match="differs"):
         prunella.certify(model, result.model, result.plan, (inputs,))
+
+
+class ActNorm(nn.Module):
+    """As in Glow: divides by a scale of its own for every channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(channels, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / self.scale
+
+
+def test_what_is_removed_may_be_divided_by() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), ActNorm(8), nn.Sigmoid(), nn.Conv2d(8, 4, 3))
+    result = prunella.prune(model, IMAGE, ratio=0.5)
+    assert [len(kept) for kept in result.plan.channels.values()] == [4]
+    assert not result.plan.marked
+    assert result.certificate.error < 1e-12
+    assert result.certificate.runs == 2
+    with torch.no_grad():
+        result.model[1].scale[0] += 0.1
+    with pytest.raises(CertificateError, match="differs from the masked one"):
+        prunella.certify(model, result.model, result.plan, (IMAGE,))
