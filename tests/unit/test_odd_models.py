@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.ao import quantization
 
 import prunella
-from prunella.errors import ConfigError, TraceError
+from prunella.errors import ConfigError, NothingToPruneError, TraceError
 
 X = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
 
@@ -133,3 +134,15 @@ class TestTorchScript:
         assert result.model[2].out_features == 10
         (one,) = [g for g in result.summary.groups.frozen if g.channels == 12]
         assert [why.reason for why in one.frozen] == ["belongs to a TorchScript module"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("observer", ["fused", "apart"])
+def test_what_is_prepared_for_quantisation_is_told_to_prune_before(observer: str) -> None:
+    ranges = quantization.get_default_qat_qconfig("x86", version=1 if observer == "fused" else 0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2)).train()
+    model.qconfig = ranges
+    quantization.prepare_qat(model, inplace=True)
+    model(X)
+    with pytest.raises(NothingToPruneError, match=r"0 .*prune the model before preparing it"):
+        prunella.prune(model.eval(), X, ratio=0.5)

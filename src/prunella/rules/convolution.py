@@ -124,7 +124,7 @@ def _vector(labels: Labels, weight: Ref, dim: int, node: Node) -> Tensor:
         along = tight[0].reshape(-1)
     else:
         along = labels.fresh(labels.shape(weight)[dim])
-        labels.freeze(along, "has no labels", node)
+        labels.freeze(along, "meets a side of a computed weight that cannot be cut", node)
         if along.numel() == 1:
             labels.structural.append(along)
     return along

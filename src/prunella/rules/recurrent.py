@@ -125,7 +125,7 @@ def _along(labels: Labels, ref: Ref, dim: int, node: Node) -> Tensor:
     found = labels.labels_along(ref, dim)
     if isinstance(found, int):
         found = labels.fresh(found)
-        labels.freeze(found, "has no labels", node)
+        labels.freeze(found, "meets a side of a computed weight that cannot be cut", node)
     return found
 
 
