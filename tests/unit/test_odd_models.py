@@ -117,6 +117,46 @@ def test_mode_and_frozen_parameters_change_nothing(state: str, calibration: Any)
         assert torch.equal(one, other)
 
 
+class Features(nn.Module):
+    """Its head reads what a hook noted, which is a function that encloses the model."""
+
+    def __init__(self, by: str) -> None:
+        super().__init__()
+        self.body = net()
+        self.head = nn.Linear(12, 3)
+        self.noted: dict[str, torch.Tensor] = {}
+
+        def note(module: nn.Module, args: Any, out: torch.Tensor) -> None:
+            self.noted["made"] = out
+
+        if by == "default":
+            self.body[3].register_forward_hook(
+                lambda m, args, out, to=self.noted: to.update(made=out)
+            )
+        else:
+            self.body[3].register_forward_hook(note)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x) @ torch.ones(2, 3) + self.head(self.noted["made"])
+
+
+@pytest.mark.parametrize("by", ["closure", "default"])
+@pytest.mark.parametrize("group", ["body.0", "body.3"])
+def test_hooks_of_a_model_note_in_the_pruned_one_what_that_makes(by: str, group: str) -> None:
+    torch.manual_seed(0)
+    model = Features(by).eval()
+    model(X)
+    result = prunella.prune(model, X, ratio={group: 0.5})
+    masked = prunella.mask(model, result.plan)
+    model(X)
+    before = model.noted["made"]
+    for x in (X, X.flip(0)):
+        with torch.no_grad():
+            wanted = masked.head(masked.body[:4](x)) + masked.body(x) @ torch.ones(2, 3)
+            assert torch.allclose(result.model(x), wanted, atol=1e-5)
+    assert model.noted["made"] is before
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 class TestTorchScript:
     def test_a_scripted_module_is_named_with_the_remedy(self) -> None:

@@ -1,6 +1,5 @@
 """Finetune a model: by our loop or the task's own, from the start or from a checkpoint."""
 
-import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from prunella.finetuning.own_training import own_training
 from prunella.finetuning.recipe import Finetuned, Recipe
 from prunella.finetuning.store import Store
 from prunella.finetuning.together import from_main, together
+from prunella.model.modes import copied
 from prunella.model.structure import weights_digest
 from prunella.plan import Plan
 from prunella.progress import Progress
@@ -98,7 +98,7 @@ def finetune(  # noqa: PLR0913
             "data": from_main(accelerator, told),
         },
     )
-    trained = copy.deepcopy(model)
+    trained = copied(model)
     with own_randomness(accelerator.device):
         if task.train is not None:
             return own_training(trained, task, recipe, plan, store, progress)

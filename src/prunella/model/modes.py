@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import CellType, FunctionType
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
@@ -156,17 +157,49 @@ def forget(model: nn.Module) -> None:
 def copied(model: nn.Module, instead: Mapping[int, Tensor] | None = None) -> nn.Module:
     """Copy a model, also one that kept what it computed with gradients, which torch refuses.
 
+    Hooks that its code made as functions enclose the copy in place of the model.
+
     Args:
         model: Any module.
         instead: By a tensor's `id`, what the copy has in its place.
     """
-    memo: dict[int, Tensor] = dict(instead or {})
+    memo: dict[int, Any] = dict(instead or {})
     for module in model.modules():
         for value in vars(module).values():
             for item in _items(value):
                 if isinstance(item, Tensor) and item.grad_fn is not None:
                     memo[id(item)] = item.detach().clone()
-    return copy.deepcopy(model, memo)
+    made = copy.deepcopy(model, memo)
+    for module in made.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in hooks.items():
+                hooks[key] = _following(hook, memo)
+    return made
+
+
+def _following(hook: Any, memo: Mapping[int, Any]) -> Any:
+    """Return a copied model's hook, which is to note what it sees there and not in the original.
+
+    A function is copied as it is, with what it encloses and what its arguments are by default.
+    """
+    if not isinstance(hook, FunctionType):
+        return hook
+    cells = [(cell, _enclosed(cell)) for cell in hook.__closure__ or ()]
+    given = hook.__defaults__ or ()
+    if not any(id(item) in memo for item in (*given, *(item for _, item in cells))):
+        return hook
+    inner = tuple(CellType(memo[id(a)]) if id(a) in memo else cell for cell, a in cells)
+    default = tuple(memo.get(id(item), item) for item in given)
+    made = FunctionType(hook.__code__, hook.__globals__, hook.__name__, default, inner)
+    made.__kwdefaults__ = hook.__kwdefaults__
+    return made
+
+
+def _enclosed(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # nothing was assigned yet
+        return None
 
 
 def _items(value: object) -> Iterator[object]:
