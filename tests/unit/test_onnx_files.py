@@ -463,3 +463,31 @@ def test_files_are_timed_only_where_files_run(tmp_path):
         prunella.prune_onnx(path, tmp_path / "small.onnx", latency=0.8, runtime="torch")
     made = prunella.prune_onnx(path, tmp_path / "small.onnx", macs=0.8)
     assert made.times is None
+
+
+WORDS = """
+agraph (int64[batch, 12] words) => (float[batch, 5] scores) {
+    [look] a = Gather (embed__weight, words)
+    [wide] b = Unsqueeze (a, one)
+    [conv] c = Conv <kernel_shape = [2, 16]> (b, conv__weight)
+    [act] d = Relu (c)
+    [pool] e = GlobalMaxPool (d)
+    [flat] f = Flatten (e)
+    [head] scores = Gemm <transB = 1> (f, head__weight)
+}
+"""
+
+
+def test_an_embedding_is_cut_with_the_width_of_its_kernels(tmp_path):
+    shapes = {"embed.weight": (50, 16), "conv.weight": (8, 1, 2, 16), "head.weight": (5, 8)}
+    file = model(WORDS, shapes)
+    file.graph.initializer.append(numpy_helper.from_array(np.array([1]), "one"))
+    path = saved(file, tmp_path)
+    words = np.random.default_rng(0).integers(0, 50, (3, 12))
+    made = prunella.prune_onnx(
+        path, tmp_path / "small.onnx", {"words": words}, ratio=0.5, repair=False
+    )
+    assert weights(made.path)["embed.weight"].shape == (50, 8)
+    masked = masked_by_hand(path, made.plan, tmp_path / "masked.onnx")
+    (wanted,), (found,) = (run(p, words=words) for p in (masked, made.path))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)

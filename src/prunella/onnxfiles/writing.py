@@ -63,6 +63,8 @@ def write(
                 own[operand] = _add_own(file, operand, pruned.tensor(operand))
                 node.input[index] = own[operand].name
         _edit_attributes(node, dense.node(name), pruned.node(name))
+        if node.op_type == "Conv" and operands[1] in pruned.places:
+            _edit_kernel(node, pruned.tensor(operands[1]).shape[2:])
         known = {i: hosts.get(operands[i]) for i in pruned.node(name).computed}
         replaced |= dict.fromkeys(
             _edit_constants(file, node, dense.node(name), pruned.node(name), known)
@@ -169,6 +171,13 @@ def _edit_attributes(node: NodeProto, before: OnnxNode, after: OnnxNode) -> None
         old, new = before.get(attribute.name), after.get(attribute.name)
         if old != new:
             attribute.CopyFrom(onnx.helper.make_attribute(attribute.name, new))
+
+
+def _edit_kernel(node: NodeProto, kernel: Sequence[int]) -> None:
+    """Let a kernel that takes all positions of what was cut say its new size."""
+    for attribute in node.attribute:
+        if attribute.name == "kernel_shape":
+            attribute.ints[:] = kernel
 
 
 def _edit_constants(

@@ -72,8 +72,18 @@ def _convolve(labels: Labels, node: Node, *, transposed: bool) -> Layers:
     # From shapes, not from the argument: it changes with what is cut.
     channels = shape[channel] if transposed else labels.shape(x)[channel]
     conv_groups = channels // labels.shape(weight)[1]
+    layers = labels.of(x)
+    taken: dict[int, Tensor] = {}
+    if not transposed:
+        taken = {
+            d: a
+            for d in range(channel + 1, ndim)
+            if (a := _taken(labels, node, channel, d)) is not None
+        }
+    for d, along in taken.items():
+        layers = labels.contract(layers, d, along.numel(), along, node)
     grids = [d for d in range(ndim) if d > channel and not _is_apart(labels, node, channel, d)]
-    layers = labels.pass_through(labels.of(x), grids, "is convolved along", node)
+    layers = labels.pass_through(layers, grids, "is convolved along", node)
     if conv_groups == 1:
         ins, outs = _vector(labels, weight, in_dim, node), _vector(labels, weight, out_dim, node)
         rest = labels.contract(layers, channel, ins.numel(), ins, node)
@@ -89,12 +99,18 @@ def _convolve(labels: Labels, node: Node, *, transposed: bool) -> Layers:
             node
         )  # what masking leaves of a channel counts, unless the weight is zero there
     for layer in labels.of(weight):
-        if varying(layer) and min(varying(layer)) > 1:
+        if (
+            varying(layer)
+            and min(varying(layer)) > 1
+            and min(varying(layer)) + channel - 1 not in taken
+        ):
             labels.structural.append(layer.reshape(-1))
     places = enumerate(labels.shape(x) if transposed else shape)
     plain = prod(n for d, n in places if d != channel and d not in dims_of(rest))
     dims += [layer.reshape(-1) for layer in rest]
-    labels.multiply(node, plain * prod(kernel), dims)
+    dims += taken.values()
+    steps = prod(n for i, n in enumerate(kernel, channel + 1) if i not in taken)
+    labels.multiply(node, plain * steps, dims)
     made: Layers = (spread(outs.reshape(-1), channel, ndim),) if outs.numel() > 1 else ()
     if isinstance(bias, Ref) and made:
         wide = tuple(n if d == channel else 1 for d, n in enumerate(shape))
@@ -110,6 +126,24 @@ def _is_apart(labels: Labels, node: Node, channel: int, dim: int) -> bool:
     step = stride if isinstance(stride, int) else stride[min(dim - channel, len(stride)) - 1]
     same = labels.shape(x)[dim] == labels.shapes[node.outputs[0]][dim]  # nothing is padded
     return bool(labels.shape(weight)[1 + dim - channel] == 1 and step == 1 and same)
+
+
+def _taken(labels: Labels, node: Node, channel: int, dim: int) -> Tensor | None:
+    """Return the labels of a kernel that takes all positions along a dimension at once.
+
+    Such a convolution is a product along it, as of words with all of their embedding (TextCNN).
+    """
+    x, weight = node.args[:2]
+    own = 1 + dim - channel
+    padding = argument(node, 4, "padding", 0)
+    if not isinstance(padding, int | str):
+        padding = padding[min(dim - channel, len(padding)) - 1]
+    size = labels.shape(x)[dim]
+    if padding not in (0, "valid") or labels.shape(weight)[own] != size or size == 1:
+        return None
+    found = [labels.cut_dims(a) for a in map(labels.tight, labels.of(x)) if varies(a, dim)]
+    along = labels.labels_along(weight, own)
+    return along if isinstance(along, Tensor) and found and all(c == {dim} for c in found) else None
 
 
 def _vector(labels: Labels, weight: Ref, dim: int, node: Node) -> Tensor:

@@ -108,7 +108,8 @@ def _role(graph: Graph, node: Node, argument: str, ref: Ref, dim: int) -> Role:
         return "shifts"
     reads: set[int] | None = None
     if argument == "weight" and name.startswith("conv"):
-        reads = {0 if _is_transposed(node) else 1}
+        # Along a kernel channels are cut only where it takes all of them at once.
+        reads = set(range(ndim)) - {1 if _is_transposed(node) else 0}
     elif argument == "weight" and name in ("linear", "bilinear"):
         reads = set(range(min(ndim - 1, 1), ndim))
     elif name in _RECURRENT and argument not in ("input", "data", "hx"):

@@ -162,7 +162,8 @@ def _set(holder: Any, attribute: str, value: float) -> None:
 def _follow_shapes(module: nn.Module) -> None:
     """Let the attributes of a standard module say what its tensors are now."""
     if isinstance(module, _ConvNd):
-        rows, columns = module.weight.shape[:2]
+        rows, columns, *kernel = module.weight.shape
+        module.kernel_size = tuple(kernel)
         ins, outs = (rows, columns) if module.transposed else (columns, rows)
         module.in_channels = ins if module.transposed else ins * module.groups
         module.out_channels = outs * module.groups if module.transposed else outs
