@@ -9,11 +9,12 @@ whoever uses a group has `dist` from here, which imports that one while there is
 """
 
 import contextlib
-import os
 from collections.abc import Iterator
 from datetime import timedelta
 
 import torch.distributed as dist
+
+from prunella import launcher
 
 __all__ = ["dist", "leave", "telling"]
 
@@ -31,7 +32,7 @@ def telling() -> Iterator[bool]:
     there is a group all of them read the same settings, and the one of rank 0 tells.
     """
     if not (dist.is_available() and dist.is_initialized()):
-        yield os.environ.get("RANK", "0") == "0"
+        yield launcher.first()
         return
     store = dist.distributed_c10d._get_default_store()
     try:

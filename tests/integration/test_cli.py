@@ -80,6 +80,31 @@ def test_report_prints_its_path(named: list[str], finished: tuple[Path, Result])
     assert result.stdout.strip() == str(finished[0] / "report.html")
 
 
+def test_of_several_processes_the_first_does_what_one_can_do(
+    finished: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    result = call("report", str(finished[0]))
+    assert (result.exit_code, result.output) == (0, "")
+    result = call("init", str(tmp_path / "my.toml"))
+    assert (result.exit_code, result.output) == (0, "")
+    assert not (tmp_path / "my.toml").exists()
+    result = call("prune", str(tmp_path / "missing.onnx"), "--macs", "0.5")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_after_an_interruption_processes_are_started_as_they_were(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speaking.interrupted("prunella run digits")
+    assert "hint: go on with: prunella run digits\n" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    speaking.interrupted("prunella run digits")
+    assert "with the command that started these processes" in capsys.readouterr().err
+
+
 def test_report_names_the_folder_it_was_given(tmp_path: Path) -> None:
     result = call("report", str(tmp_path))
     assert result.exit_code == 2

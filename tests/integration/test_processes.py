@@ -15,10 +15,12 @@ from prunella import tasks
 TASK = Path(__file__).parents[1] / "tiny_task.py"
 
 
-def launch(folder: Path, *more: str, task: str = str(TASK)) -> "subprocess.CompletedProcess[str]":
+def launch(
+    folder: Path, *more: str, task: str = str(TASK), verb: str = "run"
+) -> "subprocess.CompletedProcess[str]":
     # What `accelerate launch` itself starts for several accelerators; for CPUs it wants mpirun.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", "-m", "prunella", "run", task]
+    command += ["--nproc-per-node", "2", "-m", "prunella", verb, task]
     command += ["--prune.rounds=1", "--analyze.ratios=0.5", "--finetune.epochs=2"]
     command += ["--finetune.trials=2", "--run.latency_seconds=0.05"]
     return subprocess.run(
@@ -43,6 +45,10 @@ def test_two_processes_make_one_run(tmp_path: Path) -> None:
     task = tasks.load(str(TASK))
     model = prunella.load(tmp_path / "final", task.model())
     assert tasks.evaluate(model, task, "test") == record["compressed"]["test"]
+    counted = launch(tmp_path, verb="stat")
+    assert counted.returncode == 0, counted.stderr[-3000:]
+    assert counted.stdout.count("Baseline") == 1
+    assert counted.stderr.count("next: ") == 1
 
     refused = launch(tmp_path, "--budget.macs=0.5", "--finetune.floor=3")
     assert refused.returncode != 0

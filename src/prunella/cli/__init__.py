@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from prunella import launcher
 from prunella.cli import speaking, verbs
 from prunella.cli.words import Group
 
@@ -47,7 +48,7 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:  # not after what nobody foresaw: others may still wait for this one
-        if speaking.launched():
+        if launcher.launched():
             from prunella.process_group import leave
 
             leave(failed=end.code not in (None, 0))

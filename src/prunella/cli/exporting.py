@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prunella import launcher
 from prunella.cli import speaking
 from prunella.cli.options import apart, read, signature, typed_again, with_signature
 from prunella.cli.words import Command
@@ -115,7 +116,7 @@ def _export(config: Config, wanted: "Wanted", typed: str, quiet: bool) -> None:
     from prunella.progress import rich_progress, silent
 
     found = export(config, wanted, silent if quiet else rich_progress, typed=typed)
-    if not speaking.first_process():
+    if not launcher.first():
         return
     speaking.show(tables.handed_over(found))
     exported = found.exported

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from prunella import launcher
 from prunella.cli import speaking
 from prunella.errors import ConfigError
 from prunella.files import expanded
@@ -75,6 +76,8 @@ def prune(words: Sequence[str], given: dict[str, Any], *, quiet: bool, dry_run: 
     Raises:
         ConfigError: An option is unknown or bad.
     """
+    if not launcher.first():
+        return
     from prunella.onnxfiles import prune_onnx
     from prunella.progress import rich_progress, silent
 

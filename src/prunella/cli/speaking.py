@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from prunella import launcher
 from prunella.errors import PrunellaError
 
 USER_ERROR = 2
@@ -51,22 +52,12 @@ def never_mute() -> None:
             stream.reconfigure(errors="replace")
 
 
-def launched() -> bool:
-    """Tell whether a launcher started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def first_process() -> bool:
-    """Tell whether this is the one of a launcher's processes that speaks; alone it is."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 @contextlib.contextmanager
 def logging_to(file: Path | None, quiet: bool) -> Iterator[None]:
     """Send the library's log to stderr, and with times to the run's own log file."""
     log = logging.getLogger("prunella")
     level = log.level
-    if not first_process():
+    if not launcher.first():
         yield
         return
     handlers: list[logging.Handler] = [_Terminal()]
@@ -120,12 +111,15 @@ def interrupted(command: str) -> None:
             err.print(
                 "[bold yellow]interrupted:[/] all that was finished is kept, to the last epoch"
             )
-            err.print(f"[bold cyan]hint:[/] go on with: {_escape(command)}")
+            again = f"with: {_escape(command)}"
+            if launcher.launched():  # whose own words are not known here
+                again = "with the command that started these processes, launcher and all"
+            err.print(f"[bold cyan]hint:[/] go on {again}")
 
 
 def _telling() -> AbstractContextManager[bool]:
     """Say whether this process tells why it ends; of a launcher's processes one does, for all."""
-    if not launched():
+    if not launcher.launched():
         return contextlib.nullcontext(True)
     from prunella.process_group import telling
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prunella import launcher
 from prunella.cli import exporting, onnx_files, speaking
 from prunella.cli.options import apart, read, signature, typed_again, with_signature
 from prunella.cli.words import Command
@@ -55,7 +56,7 @@ def _task(name: str, *lists: str) -> Callable[[Config, str, bool], None]:
 
         progress = silent if quiet else rich_progress
         result = getattr(pipeline, name)(config, progress, typed=typed)
-        if not speaking.first_process():
+        if not launcher.first():
             return
         speaking.show(tables.summary(result.record))
         for listed in lists:
@@ -80,6 +81,8 @@ def _stat(config: Config, typed: str, quiet: bool) -> None:
     from prunella.progress import rich_progress, silent
 
     result = pipeline.stat(config, silent if quiet else rich_progress, typed=typed)
+    if not launcher.first():
+        return
     speaking.show(tables.summary(result.record))
     speaking.show(tables.layers(result.layers))
     speaking.show(tables.groups(result.record))
@@ -94,7 +97,7 @@ def _suggest(config: Config, typed: str, quiet: bool) -> None:
     from prunella.progress import rich_progress, silent
 
     found = pipeline.suggest(config, silent if quiet else rich_progress, typed=typed)
-    if not speaking.first_process():
+    if not launcher.first():
         return
     speaking.show(tables.forecasts(found))
     _explain(found)
@@ -109,7 +112,7 @@ def _rehearse(config: Config, typed: str, quiet: bool) -> None:
     from prunella.progress import rich_progress, silent
 
     found = pipeline.rehearse(config, silent if quiet else rich_progress, typed=typed)
-    if not speaking.first_process():
+    if not launcher.first():
         return
     speaking.show(tables.forecasts(found))
     speaking.show(tables.kept(found.rows[0]))
@@ -124,6 +127,8 @@ def _explain(found: "Suggestion") -> None:
 
 
 def _report(config: Config, typed: str, quiet: bool) -> None:
+    if not launcher.first():
+        return
     from prunella import pipeline
 
     speaking.console().print(str(pipeline.report(config)))
@@ -283,6 +288,8 @@ def init(
 
     Next: prunella run prunella.toml
     """
+    if not launcher.first():
+        return
     with speaking.errors(debug, "prunella init"):
         file = expanded(file)
         if file.suffix != ".toml":

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from prunella.finetuning.together import together
+from prunella.launcher import launched
 
 T = TypeVar("T")
 
@@ -93,7 +94,7 @@ def peers(device: str) -> Peers:
     asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
     available = torch.accelerator.is_available()
     cpu = device == "cpu" or asked or not available
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    several = launched()
     if several or (cpu and available):
         found = Several(cpu=cpu)
         return found if several else Alone()
