@@ -2,12 +2,13 @@
 
 import copy
 import errno
+import itertools
 import json
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import prunella
 from prunella.errors import BudgetError, ConfigError, TaskError, WorkspaceError
@@ -27,6 +28,7 @@ from prunella.finetuning import (
     Recipe,
     checkpoint,
     cut_moments,
+    feeding,
     finetune,
 )
 from prunella.finetuning.averaging import Average
@@ -272,6 +274,42 @@ def test_generic_loader_and_dataloader_repeat_an_epoch() -> None:
             epochs = [torch.cat([batch[0] for batch in feed.epoch(n)]) for n in (1, 2, 1)]
         assert torch.equal(epochs[0], epochs[2])
         assert not torch.equal(epochs[0], epochs[1])
+
+
+class Endless(IterableDataset[int]):
+    """Samples without an end; a length says how many make an epoch."""
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count()
+
+    def __len__(self) -> int:
+        return 12
+
+
+@pytest.mark.timeout(60)
+def test_an_epoch_of_a_loader_without_an_end_has_its_length() -> None:
+    loader = DataLoader(Endless(), batch_size=4)
+    with own_randomness(torch.device("cpu")):
+        assert Feed(loader, 1).steps(silent) == 3
+        assert [batch[0].item() for batch in Feed(loader, 1).epoch(1)] == [0, 4, 8]
+        assert [batch[0].item() for batch in Feed(loader, 1, 1, 2).epoch(1)] == [4]
+
+
+def test_counting_for_long_says_what_may_be_wrong(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(feeding, "_LONG", -1.0)
+    batches = Feed(_Unsized(), 1)
+    with own_randomness(torch.device("cpu")):
+        assert batches.steps(silent) == 3
+    warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == 1
+    assert "If it has no end, give it a `__len__`" in warned[0]
+
+
+class _Unsized:
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(torch.zeros(3, 1))
 
 
 @pytest.mark.parametrize("as_list", [True, False])

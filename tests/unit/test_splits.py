@@ -9,7 +9,7 @@ from prunella.config import Config
 from prunella.errors import TaskError
 from prunella.model.structure import weights_digest
 from prunella.pipeline.context import Context
-from prunella.pipeline.splits import look_at_loss
+from prunella.pipeline.splits import look_at_training
 from tests.quick_runs import quick
 
 MINE = """
@@ -122,6 +122,16 @@ def test_a_loss_that_fails_is_found_before_the_analysis(
     assert not (tmp_path / "run/sensitivity.json").exists()
 
 
+def test_batches_without_a_length_are_counted_before_the_analysis(tmp_path: Path) -> None:
+    data = (
+        "lambda split: type('Stream', (), {'__iter__': lambda self: (b or 1 / 0 "
+        "for b in [*whole.data(split), 0])})() if split == 'train' else whole.data(split)"
+    )
+    with pytest.raises(TaskError, match="counting split `train` raised at batch 8"):
+        pipeline.run(settings(tmp_path, data, "settings={'distill': 1.0}"))
+    assert not (tmp_path / "run/sensitivity.json").exists()
+
+
 def test_a_loss_that_is_never_asked_for_is_not_looked_at(tmp_path: Path) -> None:
     pipeline.run(settings(tmp_path, "whole.data", "settings={'distill': 1.0}, loss=lambda: 1"))
     assert (tmp_path / "run/final/plan.json").exists()
@@ -166,10 +176,10 @@ def looked_at(folder: Path, more: str) -> Context:
 def test_a_first_loss_leaves_the_dense_model_as_it_is(tmp_path: Path) -> None:
     context = looked_at(tmp_path, "settings={'distill': 0.0}")
     before = weights_digest(context.dense)
-    look_at_loss(context)
+    look_at_training(context)
     assert weights_digest(context.dense) == before
     assert not any(module.training for module in context.dense.modules())
 
 
 def test_a_first_loss_has_the_gradients_that_it_asks_for(tmp_path: Path) -> None:
-    look_at_loss(looked_at(tmp_path, "loss=lambda o, b: penalty(o, b)"))
+    look_at_training(looked_at(tmp_path, "loss=lambda o, b: penalty(o, b)"))

@@ -1,6 +1,8 @@
 """Training batches: in an order fixed by (seed, epoch), a share of them for each process."""
 
+import logging
 import random
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -13,6 +15,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from prunella.progress import Progress
 from prunella.tasks import batches, size_of
 from prunella.tasks._images import mix
+
+log = logging.getLogger("prunella")
+
+_LONG = 30.0  # seconds of counting, after which a loader may have no end
 
 
 class Feed:
@@ -34,16 +40,27 @@ class Feed:
     def steps(self, progress: Progress) -> int:
         """Count an epoch's steps; a loader without a length is read through once."""
         size = size_of(self._loader)
-        if size is None:
-            with progress("counting training batches", None) as advance:
-                size = 0
-                for _ in self._numbered("counting split `train`"):
-                    size += 1
-                    advance(1)
-        return size // self._count
+        return (self._counted(progress) if size is None else size) // self._count
+
+    def _counted(self, progress: Progress) -> int:
+        size, said, start = 0, False, time.monotonic()
+        with progress("counting training batches", None) as advance:
+            for _ in self._numbered("counting split `train`"):
+                size += 1
+                advance(1)
+                if not said and time.monotonic() - start > _LONG:
+                    said = True
+                    log.warning(
+                        "the training batches are still counted, %d so far, as their loader has no "
+                        "length. If it has no end, give it a `__len__`: the batches of an epoch",
+                        size,
+                    )
+        return size
 
     def epoch(self, number: int) -> Iterator[Any]:
         """Yield this process's batches of an epoch, counted from 1.
+
+        A loader that goes on beyond its length is left there: it may have no end.
 
         Raises:
             TaskError: The loader raises or is empty.
@@ -58,7 +75,10 @@ class Feed:
         if dealt:
             source = _dealt(self._loader, self._index, self._count)
         first = True
-        for batch in self._share(batches(source, f"split `train` in epoch {number}"), dealt):
+        found = batches(source, f"split `train` in epoch {number}")
+        if not dealt:
+            found = islice(found, size_of(self._loader) or None)  # of none, `batches` tells
+        for batch in self._share(found, dealt):
             if first and self._index:
                 seed_all(mix(self._seed, number, self._index))
             first = False

@@ -36,15 +36,21 @@ def look_at_splits(context: Context, *splits: Split) -> None:
             ) from cause
 
 
-def look_at_loss(context: Context) -> None:
+def look_at_training(context: Context) -> None:
     """Compute the training loss of the dense model on a first batch, as finetuning will.
+
+    Batches that have no length are counted: that they have no end is found now, not hours later.
 
     Raises:
         TaskError: The model raises in training mode, or the loss does, or is not one number.
     """
     task, settings = context.task, context.config.finetune
     distill = suggested(task).get("distill") if settings.distill is None else settings.distill
-    if task.train is not None or distill == 1:  # the loss is then never asked for
+    if task.train is not None:
+        return
+    with own_chance(0, context.device):
+        Feed(tasks.open_split(task, "train"), 0).steps(context.progress)
+    if distill == 1:  # the loss is then never asked for
         return
     with (
         own_chance(0, context.device),

@@ -19,7 +19,7 @@ from prunella.pipeline.peers import by_first
 from prunella.pipeline.recording import RECORD, assemble, current_model, record
 from prunella.pipeline.rounds import loop
 from prunella.pipeline.slots import Attempt, Slot, after, attempts
-from prunella.pipeline.splits import look_at_loss, look_at_splits
+from prunella.pipeline.splits import look_at_splits, look_at_training
 from prunella.pipeline.stages import (
     Start,
     baseline,
@@ -206,7 +206,7 @@ def run(config: Config, progress: Progress | None = None, *, typed: str | None =
         target = reachable(context, budget)
         first = baseline(context)
         check_floor(context, first)
-        look_at_loss(context)
+        look_at_training(context)
         analyzed = sensitivity(context)
         record(context, upto=Slot(0, 0))
         best, met = loop(context, first, analyzed, target)

@@ -48,7 +48,8 @@ class Task:
             training data: every choice between models is made on it, "test" is for the end. A
             training loader's order and augmentation are a pure function of (seed, epoch): either
             it has `set_epoch(epoch)`, which is called before each pass, or it draws from the
-            random generators of torch, numpy and Python, which are seeded before each pass.
+            random generators of torch, numpy and Python, which are seeded before each pass. Its
+            length, where it has one, is how many batches make an epoch.
         loss: The training loss, a scalar, of model outputs and batch.
         metric: How good a model is.
         example_inputs: Positional inputs of the model for tracing and costs, batch size 1.
