@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -11,6 +12,7 @@ from torch.utils import _pytree as pytree
 from prunella.errors import ConfigError
 from prunella.model.examples import Arguments, samples_in
 from prunella.model.structure import hashed
+from prunella.plan import check_kind
 
 Loss = Callable[[Any, int], Tensor]
 """A scalar of the model's outputs on the batch of that index."""
@@ -51,9 +53,11 @@ def calibration(data: Data, inputs: int = 1, device: torch.device | str = "cpu")
         if any(_made_in_inference(batch) for batch in data.batches):
             return replace(data, batches=[_differentiable(batch) for batch in data.batches])
         return data
-    if isinstance(data, str | bytes | Mapping):
+    several = any(hasattr(type(data), name) for name in ("__iter__", "__getitem__"))
+    if isinstance(data, str | bytes | Mapping) or not several:
         raise ConfigError(
-            f"calibration data are batches (a list or a loader), got a {type(data).__name__}"
+            "calibration data are batches, in a list or a data loader, or a lone tensor, got "
+            f"{type(data).__name__}"
         )
     given = [data] if isinstance(data, Tensor) else data
     batches = [_arguments(batch, inputs, device) for batch in given]
@@ -85,6 +89,7 @@ def thinned(data: Calibration, samples: int) -> Calibration:
 
     A sample is a row of the largest tensor of a batch.
     """
+    check_kind(data, Calibration)
     sizes = [samples_in(batch) for batch in data.batches]
     step = max(sum(sizes) // samples, 1)
     loss = data.loss
@@ -113,6 +118,7 @@ def _arguments(batch: Any, inputs: int, device: torch.device | str) -> Arguments
         raise ConfigError(
             "a batch of calibration data is a tensor, a tuple or list of inputs or a mapping of "
             f"keyword arguments, got a {type(batch).__name__}"
+            f"{': write `torch.from_numpy(x)`' if isinstance(batch, np.ndarray) else ''}"
         )
     moved: Arguments = pytree.tree_map_only(Tensor, lambda t: t.to(device), (args, kwargs))
     return _differentiable(moved)

@@ -23,6 +23,20 @@ _DISK = {
 }
 
 
+def located(path: Path | str) -> Path:
+    """Read a path that a caller gave.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(
+            f"a path is text or a pathlib.Path, got {type(path).__name__}: write where the files "
+            "are, and look at the order of the arguments"
+        )
+    return Path(path)
+
+
 def expanded(path: Path | str) -> Path:
     """Put the user's home in the place of a leading "~", where the shell has not done it.
 

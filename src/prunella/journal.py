@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prunella.errors import WorkspaceError
+from prunella.files import located
 
 SCHEMA = 1
 
@@ -22,8 +23,8 @@ class Journal:
     stale: it is begun again, and `stale` names the parts of the key that changed.
     """
 
-    def __init__(self, path: Path, key: Mapping[str, str]) -> None:
-        self.path = path
+    def __init__(self, path: Path | str, key: Mapping[str, str]) -> None:
+        self.path = located(path)
         self.stale: tuple[str, ...] = ()
         self._entries: list[dict[str, Any]] = []
         self._hash = ""

@@ -189,8 +189,30 @@ class Scores:
     values: Mapping[str, np.ndarray]
 
 
+_MADE_BY = {
+    "Calibration": "prunella.calibration.calibration(batches)",
+    "Exported": "export(model, example_inputs, path)",
+    "Graph": "trace(model, example_inputs)",
+    "Groups": "couple(graph)",
+    "Plan": "allocate(groups, scores, target)",
+    "Scores": "score(model, groups)",
+}
+
+
+def check_kind(given: object, kind: type) -> None:
+    """Raise `ConfigError` where something else was given in the place of a stage's value."""
+    if isinstance(given, kind):
+        return
+    name, attribute = kind.__name__, kind.__name__.lower()
+    held = isinstance(getattr(given, attribute, None), kind)
+    remedy = f"give its `.{attribute}`" if held else f"`{_MADE_BY[name]}` makes it"
+    raise ConfigError(f"`{name}` is expected here, got {type(given).__name__}: {remedy}")
+
+
 def check_scores(groups: Groups, scores: Scores) -> None:
     """Raise `ConfigError` unless there is a number for every channel of every group."""
+    check_kind(groups, Groups)
+    check_kind(scores, Scores)
     for group in groups:
         if group.name not in scores.values:
             raise ConfigError(
@@ -288,14 +310,12 @@ def _limit(name: str, bound: float | int | str | None, dense: int) -> int:
     rule = f"{name} is a share of the dense model in (0, 1] (0.5 or '50%') or a count > 1"
     if bound is None:
         return dense
-    found = bound
-    if isinstance(found, str):
-        try:
-            found = float(found[:-1]) / 100 if found.endswith("%") else float(found)
-        except ValueError:
-            raise ConfigError(f"{rule}, got {bound!r}") from None
     whole = isinstance(bound, str) and bound.endswith("%")  # "200%" is no count of two
-    if isinstance(found, bool) or not found > 0 or (found > 1 and (whole or found % 1)):
+    try:
+        found = float(str(bound)[:-1]) / 100 if whole else float(bound)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{rule}, got {bound!r}") from None
+    if isinstance(bound, bool) or not found > 0 or (found > 1 and (whole or found % 1)):
         raise ConfigError(f"{rule}, got {bound!r}")
     return int(found * dense) if found <= 1 else int(found)
 

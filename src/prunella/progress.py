@@ -18,6 +18,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
+from prunella.errors import ConfigError
+
 # progress(label, total) opens a stage and yields advance(n); a total of None is an unknown one.
 Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 
@@ -35,8 +37,19 @@ def silent(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
 
 def or_silent(progress: Progress | None) -> Progress:
-    """Replace None, which callers may pass, by `silent`."""
-    return silent if progress is None else progress
+    """Replace None, which callers may pass, by `silent`.
+
+    Raises:
+        ConfigError: It cannot be called.
+    """
+    if progress is None:
+        return silent
+    if not callable(progress):
+        raise ConfigError(
+            "`progress` is a function that opens a stage, such as "
+            f"`prunella.progress.rich_progress`, got {progress!r}"
+        )
+    return progress
 
 
 @contextmanager

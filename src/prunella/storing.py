@@ -13,11 +13,11 @@ from torch import nn
 
 from prunella.configuring import reconfigure
 from prunella.errors import PlanMismatchError, WorkspaceError
-from prunella.files import replacing
+from prunella.files import located, replacing
 from prunella.masking import check_digest
 from prunella.model.carrying import plan_of
 from prunella.model.structure import check_numbers, fleeting, tensors
-from prunella.plan import Plan
+from prunella.plan import Plan, check_kind
 from prunella.tracing import Inputs
 from prunella.transforming import example_of, smaller
 
@@ -43,8 +43,9 @@ def save(model: nn.Module, folder: str | Path, plan: Plan | None = None) -> None
             f"this `{type(model).__name__}` was not pruned here, so it carries no plan; pass the "
             "plan that led to it as `plan=`"
         )
+    check_kind(plan, Plan)
     check_numbers(model, "saving")
-    folder = Path(folder)
+    folder = located(folder)
     state = {name: tensor.detach().contiguous() for name, tensor in tensors(model).items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +87,7 @@ def load(
         PlanMismatchError: The fresh model has another structure than the original.
         ConfigError: A rewritten model was saved, and nothing says what inputs the original takes.
     """
-    folder = Path(folder)
+    folder = located(folder)
     for name, expected in _sums(folder).items():
         if _sum(folder / name) != expected:
             raise WorkspaceError(
@@ -118,6 +119,10 @@ def load(
 
 
 def _sums(folder: Path) -> dict[str, str]:
+    if not folder.is_dir() or (folder / "final" / _SUMS).is_file():
+        what = "is the work folder of a run" if folder.is_dir() else "is no folder"
+        meant = f"`{folder / 'final'}`" if folder.is_dir() else "the one that `prunella.save` wrote"
+        raise WorkspaceError(f"`{folder}` {what}, and holds no saved model. Name {meant}")
     try:
         sums: dict[str, str] = json.loads((folder / _SUMS).read_text())
         return {name: sums[name] for name in (_PLAN, _WEIGHTS)}

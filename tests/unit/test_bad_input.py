@@ -4,10 +4,12 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import prunella
 from prunella.errors import (
@@ -15,6 +17,7 @@ from prunella.errors import (
     ConfigError,
     NothingToPruneError,
     PlanMismatchError,
+    TaskError,
     TraceError,
     TransformError,
     WorkspaceError,
@@ -68,6 +71,172 @@ def test_example_inputs_of_another_kind(model: nn.Module, inputs: object) -> Non
 def test_unknown_keyword_argument(model: nn.Module) -> None:
     with pytest.raises(TraceError, match="unexpected keyword argument 'mask'"):
         prunella.prune(model, IMAGE, ratio=0.5, example_kwargs={"mask": IMAGE})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "remedy"),
+    [
+        ([IMAGE], r"got list: write `\(x,\)`"),
+        ({"x": IMAGE}, "got dict: pass keyword arguments as `example_kwargs`"),
+        (IMAGE.numpy(), "got ndarray: write `torch.from_numpy"),
+        (
+            DataLoader(TensorDataset(IMAGE)),
+            r"got DataLoader: .* of one batch, .*next\(iter\(loader",
+        ),
+        (3, "got int: give what the model is called with"),
+    ],
+)
+def test_example_inputs_of_another_kind_are_told_what_to_write(
+    model: nn.Module, inputs: object, remedy: str
+) -> None:
+    for act in (prunella.prune, prunella.count_macs):
+        with pytest.raises(ConfigError, match=remedy):
+            act(model, inputs, **({"ratio": 0.5} if act is prunella.prune else {}))
+
+
+def test_keyword_arguments_of_another_kind(model: nn.Module) -> None:
+    with pytest.raises(ConfigError, match=r"`example_kwargs` is a dict .*, got list"):
+        prunella.prune(model, (), ratio=0.5, example_kwargs=[IMAGE])
+
+
+def test_counting_says_that_the_model_does_not_run(model: nn.Module) -> None:
+    with pytest.raises(TraceError, match="does not run on the example inputs"):
+        prunella.count_macs(model, torch.randn(2, 4, 8, 8))
+
+
+# Something else in the place of a model, or of a stage's value
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        (Residual, "got the class `Residual`: call it"),
+        (lambda: Residual(), "got the function `<lambda>`: call it"),
+        (Residual().state_dict(), "load the state dict into it"),
+        ("model.pt", "got str: make or load the model"),
+        (None, "got NoneType: make or load the model"),
+    ],
+    ids=["a class", "a function", "a state dict", "a path", "nothing"],
+)
+def test_what_is_no_model(given: Any, remedy: str, tmp_path: Path) -> None:
+    model = Residual()
+    groups = prunella.couple(prunella.trace(model, IMAGE))
+    scores = prunella.score(model, groups)
+    plan = prunella.allocate(groups, scores, 0.5)
+    data = prunella.Calibration([((IMAGE,), {})])
+    prunella.save(prunella.transform(model, plan), tmp_path)
+    better: Any = {"metric": "none", "higher_is_better": True}
+    for act in (
+        lambda: prunella.prune(given, IMAGE, ratio=0.5),
+        lambda: prunella.trace(given, IMAGE),
+        lambda: prunella.score(given, groups),
+        lambda: prunella.analyze(given, groups, scores, lambda model: 0.5, **better),
+        lambda: prunella.estimate(given, groups, scores, data),
+        lambda: prunella.reconstruct(given, groups, scores, data),
+        lambda: prunella.compensate(given, plan, data),
+        lambda: prunella.mask(given, plan),
+        lambda: prunella.transform(given, plan),
+        lambda: prunella.certify(given, model, plan, IMAGE),
+        lambda: prunella.certify(model, given, plan, IMAGE),
+        lambda: prunella.save(given, tmp_path / "other"),
+        lambda: prunella.save(given, tmp_path / "other", plan),
+        lambda: prunella.load(tmp_path, given),
+        lambda: prunella.plan_of(given),
+        lambda: prunella.export(given, IMAGE, tmp_path / "model.onnx"),
+        lambda: prunella.count_macs(given, IMAGE),
+        lambda: prunella.count_params(given),
+        lambda: prunella.count_weight_bytes(given),
+        lambda: prunella.count_activation_bytes(given, IMAGE),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(remedy)):
+            act()
+
+
+def test_a_stages_value_in_the_place_of_another_is_told_whose(
+    model: nn.Module, tmp_path: Path
+) -> None:
+    result = prunella.prune(model, IMAGE, ratio=0.5)
+    graph = prunella.trace(model, IMAGE)
+    groups = prunella.couple(graph)
+    scores = prunella.score(model, groups)
+    wrong: list[tuple[Callable[[], object], str]] = [
+        (lambda: prunella.couple(model), r"`Graph` is expected here, got Residual: `trace\("),
+        (
+            lambda: prunella.couple(groups),
+            "`Graph` is expected here, got Groups: give its `.graph`",
+        ),
+        (lambda: prunella.score(model, graph), r"`Groups` is expected .*: `couple\(graph\)`"),
+        (lambda: prunella.allocate(groups, scores.values, 0.5), "`Scores` is expected .* got dict"),
+        (lambda: prunella.mask(model, "plan.json"), "`Plan` is expected here, got str"),
+        (lambda: prunella.transform(model, result), "got PruneResult: give its `.plan`"),
+        (lambda: prunella.save(result, tmp_path), "got PruneResult: give its `.model`"),
+        (lambda: prunella.save(result.model, tmp_path, result), "give its `.plan`"),
+        (lambda: prunella.reconstruct(model, groups, scores, [IMAGE]), "`Calibration` is expected"),
+        (lambda: prunella.estimate(model, groups, scores, [IMAGE]), "`Calibration` is expected"),
+        (lambda: prunella.save(tmp_path, result.model), "a model is a torch.nn.Module, got .*Path"),
+        (lambda: prunella.load(model, tmp_path), "a path is text or a pathlib.Path, got Residual"),
+        (lambda: prunella.quantize(model, "q.onnx", [IMAGE]), "`Exported` is expected here"),
+    ]
+    for act, match in wrong:
+        with pytest.raises(ConfigError, match=match):
+            act()
+
+
+def test_certifying_takes_a_lone_tensor_for_the_input(model: nn.Module) -> None:
+    result = prunella.prune(model, IMAGE, ratio=0.5)
+    alone, packed = (
+        prunella.certify(model, result.model, result.plan, args) for args in (IMAGE, (IMAGE,))
+    )
+    assert alone == packed
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"calibration": 3}, "calibration data are batches, in a list .*, got int"),
+        ({"calibration": DataLoader}, "calibration data are batches, .*, got type"),
+        ({"calibration": IMAGE.numpy()}, "got a ndarray: write `torch.from_numpy"),
+        ({"calibration": [IMAGE.double()]}, "batch 0 of the calibration data: `Residual` does not"),
+        ({"calibration": [IMAGE[:, :2]], "criterion": "fisher"}, "batch 0 of the calibration data"),
+        ({"calibration": [IMAGE[:, :2]], "criterion": "wanda"}, "batch 0 of the calibration data"),
+        ({"exclude": 3}, "`exclude` takes names, .*, got 3"),
+        ({"criterion": 3}, "a criterion is a name of `prunella.CRITERIA` or a function .*, got 3"),
+        ({"criterion": nn.ReLU}, "a criterion is .*; call the class"),
+        ({"criterion": lambda members: 3}, "a criterion returns a tensor, .* returned a int"),
+        ({"damage": {"conv1": 1.0}}, "`damage` is a function"),
+        ({"progress": True, "calibration": [IMAGE]}, "`progress` is a function .*, got True"),
+    ],
+)
+def test_options_of_another_kind(model: nn.Module, options: dict[str, Any], match: str) -> None:
+    with pytest.raises((ConfigError, TraceError), match=match):
+        prunella.prune(model, IMAGE, macs=0.5, **options)
+
+
+@pytest.mark.parametrize("ratio", ["50%", "0.5", None, [0.5], {"conv1": "half"}])
+def test_ratios_that_are_no_numbers(model: nn.Module, ratio: Any) -> None:
+    groups = prunella.couple(prunella.trace(model, IMAGE))
+    scores = prunella.score(model, groups)
+    named = {name: "half" for name in [g.name for g in groups][:1]}
+    with pytest.raises(ConfigError, match=r"a ratio is a share of channels, a number such as 0.5"):
+        prunella.allocate(groups, scores, named if isinstance(ratio, dict) else ratio)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"ratios": 0.5}, ConfigError, r"got ratios=0.5; write them as in \(0.25, 0.5\)"),
+        ({"ratios": "50%"}, ConfigError, "ratios are fractions .*, got ratios='50%'"),
+        ({"evaluate": 3}, ConfigError, "`evaluate` is a function .*, got 3"),
+        ({"evaluate": lambda model: None}, TaskError, "`evaluate` returned a NoneType"),
+    ],
+)
+def test_arguments_of_analyze_of_another_kind(
+    model: nn.Module, options: dict[str, Any], error: type[Exception], match: str
+) -> None:
+    groups = prunella.couple(prunella.trace(model, IMAGE))
+    given: dict[str, Any] = {"evaluate": lambda model: 0.5, "metric": "m", "higher_is_better": True}
+    with pytest.raises(error, match=match):
+        prunella.analyze(model, groups, prunella.score(model, groups), **(given | options))
 
 
 # Models that cannot be traced
@@ -145,9 +314,15 @@ def test_two_budgets_that_can_only_be_met_one_at_a_time(model: nn.Module) -> Non
         prunella.prune(model, IMAGE, macs=0.9, params=2)
 
 
-@pytest.mark.parametrize("value", [0, -0.5, "0%", "half", True, "1.5", -3, float("nan")])
+@pytest.mark.parametrize("value", [0, -0.5, "0%", "half", True, "1.5", -3, float("nan"), [0.5]])
 def test_budgets_out_of_range(model: nn.Module, value: object) -> None:
     with pytest.raises(ConfigError, match="macs is a share of the dense model"):
+        prunella.prune(model, IMAGE, macs=value)
+
+
+@pytest.mark.parametrize("value", [50, "50", 50.0])
+def test_a_budget_that_was_meant_in_hundredths(model: nn.Module, value: object) -> None:
+    with pytest.raises(BudgetError, match=r"at most 50 macs .*; 50% is written 0.5 or '50%'"):
         prunella.prune(model, IMAGE, macs=value)
 
 
@@ -385,8 +560,16 @@ def test_a_saved_model_loaded_into_another_class(saved: Path) -> None:
 
 
 def test_a_folder_that_holds_nothing(tmp_path: Path) -> None:
-    with pytest.raises(WorkspaceError, match="holds no complete saved model"):
+    with pytest.raises(WorkspaceError, match=r"nothing` is no folder, .* Name the one that"):
         prunella.load(tmp_path / "nothing", Residual())
+    with pytest.raises(WorkspaceError, match="holds no complete saved model"):
+        prunella.load(tmp_path, Residual())
+
+
+def test_the_work_folder_of_a_run_is_not_the_models(model: nn.Module, tmp_path: Path) -> None:
+    prunella.save(prunella.prune(model, IMAGE, ratio=0.5).model, tmp_path / "final")
+    with pytest.raises(WorkspaceError, match=r"is the work folder of a run, .* Name `.*final`"):
+        prunella.load(tmp_path, Residual())
 
 
 def test_saving_a_model_that_was_not_pruned(model: nn.Module, tmp_path: Path) -> None:

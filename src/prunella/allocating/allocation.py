@@ -2,8 +2,9 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import SupportsFloat
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from prunella.costs.memory import peak
 from prunella.costs.timed import LatencyModel
 from prunella.coupling.counting import Cluster
 from prunella.errors import ConfigError, NothingToPruneError
-from prunella.plan import Budget, Costs, Groups, Plan, Scores, nearest
+from prunella.plan import Budget, Costs, Groups, Plan, Scores, check_kind, nearest
 
 MaxRatio = float | Mapping[str, float]
 """The largest ratio of all groups, or one by group name; groups not named may lose anything."""
@@ -122,6 +123,13 @@ def allocate_and_bound(
 
     Arguments and errors are those of `allocate`.
     """
+    check_kind(groups, Groups)
+    check_kind(scores, Scores)
+    if not isinstance(damage, Callable | None):
+        raise ConfigError(
+            "`damage` is a function of a group's name and how many channels it keeps, such as "
+            f"`Sensitivity.damage`, got {damage!r}"
+        )
     if not len(groups):
         raise nothing_to_prune(groups)
     chooser = Chooser(groups, scores)
@@ -137,10 +145,7 @@ def allocate_and_bound(
 
 
 def _ratios(groups: Groups, target: float | Mapping[str, float]) -> dict[str, float]:
-    if isinstance(target, Mapping):
-        ratios = {**dict.fromkeys((g.name for g in groups), 0.0), **_known(groups, target)}
-    else:
-        ratios = {group.name: float(target) for group in groups}
+    ratios = {group.name: 0.0 for group in groups} | _shares(groups, target)
     for name, ratio in ratios.items():
         if not 0 <= ratio < 1:
             raise ConfigError(
@@ -150,19 +155,22 @@ def _ratios(groups: Groups, target: float | Mapping[str, float]) -> dict[str, fl
     return ratios
 
 
-def _known(groups: Groups, asked: Mapping[str, float]) -> dict[str, float]:
+def _shares(groups: Groups, asked: float | Mapping[str, float]) -> dict[str, float]:
+    """Read one number for all groups, or one by name."""
     known = [group.name for group in groups]
-    for name in asked:
+    named = asked if isinstance(asked, Mapping) else dict.fromkeys(known, asked)
+    for name, share in named.items():
         if name not in known:
             raise ConfigError(f"no group called {name!r}{nearest(name, known)}")
-    return {name: float(number) for name, number in asked.items()}
+        if isinstance(share, str) or not isinstance(share, SupportsFloat):
+            raise ConfigError(
+                f"a ratio is a share of channels, a number such as 0.5, got {share!r} for {name!r}"
+            )
+    return {name: float(share) for name, share in named.items()}
 
 
 def _most(groups: Groups, max_ratio: MaxRatio) -> dict[str, float]:
-    if isinstance(max_ratio, Mapping):
-        most = _known(groups, max_ratio)
-    else:
-        most = {group.name: float(max_ratio) for group in groups}
+    most = _shares(groups, max_ratio)
     for name, ratio in most.items():
         if not 0 <= ratio <= 1:
             raise ConfigError(

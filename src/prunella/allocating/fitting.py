@@ -20,6 +20,8 @@ _USED, _USED_TIME = 0.99, 0.97
 """A budget of which less than this is used is filled up with single channels; of a time, which is
 not predicted that well, less will do."""
 
+_PERCENT = 100  # counts up to this are small enough to have been meant as a share
+
 _FAR = 1e3  # damages so many times that of a choice are no part of a better one
 
 _PRICE = 100.0  # of a whole group beyond its largest ratio, in units of all damage there is
@@ -84,7 +86,8 @@ def reachable(room: Room, ladders: Sequence[Ladder], dense: Costs) -> list[Ladde
         raise BudgetError(
             f"no plan leaves at most {written(name, room.limits[name])} of the dense model's "
             f"{_amount(name, whole)}: the smallest possible leaves {_amount(name, left)} "
-            f"({left / whole:.1%}). Raise the budget, {_looser(room)}or exclude less",
+            f"({left / whole:.1%}). Raise the budget, {_looser(room)}or exclude less"
+            f"{_share(name, room.limits[name])}",
             reachable=left,
         )
     return list(ladders)
@@ -92,6 +95,11 @@ def reachable(room: Room, ladders: Sequence[Ladder], dense: Costs) -> list[Ladde
 
 def _looser(room: Room) -> str:
     return "lower `multiple_of`, " if any(len(asked.of) for asked in room.multiples) else ""
+
+
+def _share(name: str, limit: float) -> str:
+    meant = name != "latency" and limit <= _PERCENT
+    return f"; {limit:g}% is written {limit / _PERCENT:g} or '{limit:g}%'" if meant else ""
 
 
 def written(name: str, cost: float) -> str:

@@ -26,10 +26,11 @@ from prunella.model.examples import make
 from prunella.model.modes import copied, evaluating, forget, unfused_attention
 from prunella.model.outputs import tensors_in
 from prunella.model.structure import check_numbers, device_of, tensors
-from prunella.plan import Groups, Plan
+from prunella.plan import Groups, Plan, check_kind
 from prunella.replaying import Step, bind, fits, keeping, replay, run_node
 from prunella.replaying.patching import norms_over_kept
-from prunella.tracing import trace
+from prunella.tracing import called_with, trace
+from prunella.tracing.capturing import wrong_input
 
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}
 # In which precision, and whether also where the model's code asks for less: the first that works.
@@ -69,7 +70,7 @@ def certify(
     model: nn.Module,
     pruned: nn.Module,
     plan: Plan,
-    args: tuple[Any, ...],
+    args: Tensor | tuple[Any, ...],
     kwargs: Mapping[str, Any] | None = None,
     groups: Groups | None = None,
 ) -> Certificate:
@@ -88,7 +89,7 @@ def certify(
         model: The original model.
         pruned: The model `transform` made of it.
         plan: The plan it was made with.
-        args: Positional inputs.
+        args: A tensor, or a tuple of positional inputs.
         kwargs: Keyword inputs.
         groups: The groups of the model; found again where they are needed and not given, or were
             found on inputs of other shapes.
@@ -112,7 +113,7 @@ def compare(
     model: nn.Module,
     pruned: nn.Module,
     plan: Plan,
-    args: tuple[Any, ...],
+    args: Tensor | tuple[Any, ...],
     kwargs: Mapping[str, Any] | None = None,
     groups: Groups | None = None,
 ) -> Certificate:
@@ -125,7 +126,8 @@ def compare(
     """
     for proving in (model, pruned):
         check_numbers(proving, "the proof (`certify`)")
-    inputs = (args, dict(kwargs or {}))
+    check_kind(plan, Plan)
+    inputs = called_with(args, kwargs)
     if not plan.marked:
         found = _in_some_precision(_Case(model, pruned, plan, inputs, None, *_WAYS[0]))
         if not math.isinf(found.error):
@@ -170,7 +172,13 @@ def _in_some_precision(case: _Case) -> Certificate:
         except (RuntimeError, TypeError):
             continue
     dtype, everywhere = _WAYS[-1]
-    return _compare(replace(case, dtype=dtype, everywhere=everywhere))
+    try:
+        return _compare(replace(case, dtype=dtype, everywhere=everywhere))
+    except (RuntimeError, TypeError) as error:
+        problem = wrong_input(case.model, *case.inputs)
+        if problem is None:
+            raise
+        raise problem from error
 
 
 def _kept(model: nn.Module, plan: Plan, inputs: Inputs, groups: Groups | None) -> Resized:

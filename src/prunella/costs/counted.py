@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from prunella.model.modes import evaluating, unfused_attention
 from prunella.model.structure import tensors
-from prunella.tracing import Inputs, positional
+from prunella.tracing import Inputs, called_with
+from prunella.tracing.capturing import wrong_input
 
 
 class _Untracked(nullcontext[None]):
@@ -73,12 +74,21 @@ def count_macs(
         example_inputs: A tensor, or a tuple of positional arguments. The first dimension counts
             the samples, where all inputs agree on it.
         example_kwargs: Keyword arguments.
+
+    Raises:
+        TraceError: The model does not run on these inputs.
     """
-    args, kwargs = positional(example_inputs), dict(example_kwargs or {})
+    args, kwargs = called_with(example_inputs, example_kwargs)
     counter = FlopCounterMode(display=False, custom_mapping=_more())
     counter.mod_tracker = _Untracked()  # type: ignore[assignment]
     with evaluating(model), torch.no_grad(), unfused_attention(), counter:
-        model(*args, **kwargs)
+        try:
+            model(*args, **kwargs)
+        except Exception as error:
+            problem = wrong_input(model, args, kwargs)
+            if problem is None:
+                raise
+            raise problem from error
     firsts = {a.shape[0] for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.ndim}
     samples = firsts.pop() if len(firsts) == 1 else 1
     return int(counter.get_total_flops()) // 2 // samples

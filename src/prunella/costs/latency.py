@@ -23,6 +23,7 @@ from prunella.model.blame import own_line
 from prunella.model.modes import evaluating
 from prunella.runtimes import Prepared
 from prunella.runtimes.in_torch import threads_set
+from prunella.tracing import called_with
 
 Timed = nn.Module | Prepared
 """What a stopwatch can time: a module runs eager in torch, what is prepared in its own runtime."""
@@ -140,8 +141,8 @@ def compare(
             f"the module `{next(iter(modules))}` needs inputs to be timed on. Give "
             "`example_inputs`, or prepare it with `prunella.runtimes.prepare`"
         )
-    args = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs or ())
-    kwargs = dict(example_kwargs or {})
+    given = () if example_inputs is None else example_inputs
+    args, kwargs = called_with(given, example_kwargs)
     devices = _devices(modules, (args, kwargs))
     names = list(models)
     calls = {

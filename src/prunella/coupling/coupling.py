@@ -32,6 +32,7 @@ from prunella.plan import (
     Groups,
     Heads,
     MacTerm,
+    check_kind,
     nearest,
 )
 from prunella.tracing.unseen import at_hand
@@ -69,6 +70,7 @@ def couple(
         ConfigError: An entry of `exclude` is bad or matches nothing, or `form` or `heads` is none
             of those.
     """
+    check_kind(graph, Graph)
     for name, value, known in (("form", form, get_args(Form)), ("heads", heads, get_args(Heads))):
         if value not in known:
             raise ConfigError(f"`{name}` is {' or '.join(map(repr, known))}, got {value!r}")
@@ -159,6 +161,8 @@ def listed(exclude: Exclude | Iterable[Exclude]) -> tuple[Exclude, ...]:
     """Return what to exclude as a tuple; a lone string is one entry, not its letters."""
     if isinstance(exclude, str | re.Pattern | type):
         return (exclude,)
+    if not isinstance(exclude, Iterable):
+        raise _no_entry(exclude)
     return tuple(exclude)
 
 
@@ -178,8 +182,12 @@ def _matches(entry: Exclude, name: str, kind: type | None) -> bool:
         return entry.fullmatch(name) is not None
     if isinstance(entry, type):
         return kind is not None and issubclass(kind, entry)
-    raise ConfigError(
-        f"`exclude` takes names, globs, regular expressions or classes, got {entry!r}"
+    raise _no_entry(entry)
+
+
+def _no_entry(given: object) -> ConfigError:
+    return ConfigError(
+        f"`exclude` takes names, globs, regular expressions or classes, got {given!r}"
     )
 
 

@@ -24,6 +24,7 @@ from prunella.model.structure import tensors
 from prunella.runtimes import Runtime
 from prunella.runtimes.converting import batched, reason, repeated
 from prunella.runtimes.flattening import Flat, Form, form_of, output_names, output_of
+from prunella.tracing import called_with
 
 log = logging.getLogger("prunella")
 
@@ -120,7 +121,7 @@ def export(
     target(to)
     path = checked_path(path, to)
     ours = _ours(model)
-    given = pytree.tree_map_only(Tensor, Tensor.cpu, (example_inputs, dict(example_kwargs or {})))
+    given = pytree.tree_map_only(Tensor, Tensor.cpu, called_with(example_inputs, example_kwargs))
     form = form_of(ours, *given)
     output = output_of(ours, form)
     names = tuple(output_names(output))

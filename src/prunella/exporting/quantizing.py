@@ -16,6 +16,7 @@ from prunella.exporting.placing import placed
 from prunella.exporting.running import parts
 from prunella.exporting.targets import checked_path
 from prunella.model.outputs import tensors_in
+from prunella.plan import check_kind
 from prunella.runtimes.converting import reason
 from prunella.runtimes.prepared import Array
 from prunella.runtimes.runtime import required
@@ -74,6 +75,7 @@ def quantize(
         ExportError: int8 is worse than that, or the network cannot be quantised. No file is left.
         ConfigError: The file is not ONNX, or the data do not fit it.
     """
+    check_kind(exported, Exported)
     if exported.to != "onnx":
         raise ConfigError(
             f"int8 is for ONNX Runtime, and `{exported.path}` is of {exported.to}. Export to onnx"

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from prunella.errors import ConfigError, WorkspaceError
+from prunella.files import located
 from prunella.model.modes import evaluating
 from prunella.runtimes import Prepared, Runtime, prepare_onnx
 from prunella.runtimes.converting import captured, quiet, reason, write_onnx
@@ -60,7 +61,7 @@ def target(to: str) -> Target:
         ConfigError: There is no such target.
     """
     if to not in TARGETS:
-        close = difflib.get_close_matches(to, TARGETS, 1)
+        close = difflib.get_close_matches(str(to), TARGETS, 1)
         guess = f"; did you mean `{close[0]}`?" if close else f". Choose of {', '.join(TARGETS)}"
         raise ConfigError(f"there is nothing called `{to}` to export to{guess}")
     return TARGETS[to]
@@ -109,7 +110,7 @@ def checked_path(path: str | Path, to: str) -> Path:
     Raises:
         ConfigError: It ends otherwise than such files do, or is a folder.
     """
-    path, suffixes = Path(path), target(to).suffixes
+    path, suffixes = located(path), target(to).suffixes
     if path.suffix not in suffixes:
         raise ConfigError(
             f"a file of `{to}` ends in {' or '.join(suffixes)}, got `{path}`. Call it "

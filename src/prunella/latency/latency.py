@@ -29,7 +29,7 @@ from prunella.latency.subject import Subject
 from prunella.plan import Groups, Plan
 from prunella.progress import Progress, or_silent
 from prunella.runtimes import Runtime, available
-from prunella.tracing import Inputs, positional
+from prunella.tracing import Inputs, called_with
 
 PLANS = 64
 """Networks that are timed."""
@@ -100,7 +100,7 @@ def profile(  # noqa: PLR0913 - one call for all of it
         )
         plans = least = compiled.NETWORKS
     found = widths(groups)
-    inputs = positional(example_inputs), dict(example_kwargs or {})
+    inputs = called_with(example_inputs, example_kwargs)
     journal = measurements(groups, runtime, seed, folder)
 
     @cache

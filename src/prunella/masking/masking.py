@@ -11,11 +11,12 @@ from prunella.masking.slicing import zero_removed
 from prunella.masking.spectral import estimates_cut, settle
 from prunella.model.modes import copied
 from prunella.model.structure import check_numbers, digest_of, tensors
-from prunella.plan import Group, Groups, Plan
+from prunella.plan import Group, Groups, Plan, check_kind
 
 
 def check_digest(model: nn.Module, plan: Plan) -> None:
     """Raise `PlanMismatchError` unless the plan was made for a model of this structure."""
+    check_kind(plan, Plan)
     found = digest_of(model)
     if found != plan.digest:
         raise PlanMismatchError(

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from prunella.model.structure import check_model
 from prunella.plan import Plan, compose
 
 _PLAN = "_prunella_plan"
@@ -9,6 +10,7 @@ _PLAN = "_prunella_plan"
 
 def plan_of(model: nn.Module) -> Plan | None:
     """Return the plan that led from the original model to this one, None if it was never pruned."""
+    check_model(model)
     return getattr(model, _PLAN, None)
 
 

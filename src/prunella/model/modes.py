@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from prunella.model.structure import has_memory
+from prunella.model.structure import check_model, has_memory
 
 
 @contextmanager
@@ -20,6 +20,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     Every module has its own flag again and every buffer its bits (`buffers_kept`), and the
     caller's random numbers go on where they were, whatever the model drew.
     """
+    check_model(model)
     flags = {module: module.training for module in model.modules()}
     held = (*model.parameters(), *model.buffers())
     cuda = {tensor.device.index for tensor in held if tensor.device.type == "cuda"}

@@ -12,13 +12,32 @@ from torch._subclasses.fake_tensor import FakeTensor
 from prunella.errors import ConfigError
 
 
+def check_model(model: object) -> None:
+    """Raise `ConfigError` where something else was given in a model's place."""
+    if isinstance(model, nn.Module):
+        return
+    name = getattr(model, "__name__", type(model).__name__)
+    if isinstance(getattr(model, "model", None), nn.Module):
+        remedy = "give its `.model`"
+    elif isinstance(model, type) or callable(model):
+        kind = "class" if isinstance(model, type) else "function"
+        name, remedy = f"the {kind} `{name}`", "call it, and give the model that it makes"
+    elif isinstance(model, Mapping):
+        remedy = "make the model, and load the state dict into it"
+    else:
+        remedy = "make or load the model, and give that"
+    raise ConfigError(f"a model is a torch.nn.Module, got {name}: {remedy}")
+
+
 def tensors(model: nn.Module) -> dict[str, Tensor]:
     """List parameters and buffers by qualified name; a tied one under its first name only."""
+    check_model(model)
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def fleeting(model: nn.Module) -> set[str]:
     """Name the buffers that a state dict leaves out: the model's code computes them, some anew."""
+    check_model(model)
     return {
         f"{path}.{leaf}" if path else leaf
         for path, module in model.named_modules()
@@ -28,6 +47,7 @@ def fleeting(model: nn.Module) -> set[str]:
 
 def canonical_names(model: nn.Module) -> dict[str, str]:
     """Map every name of every parameter and buffer to the first name of the same tensor."""
+    check_model(model)
     first: dict[int, str] = {}
     names: dict[str, str] = {}
     for listed in (model.named_parameters, model.named_buffers):

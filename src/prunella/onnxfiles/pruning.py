@@ -13,6 +13,7 @@ from prunella.calibration import Calibration
 from prunella.certifying import Certificate
 from prunella.costs.latency import Latency, Speedup, compare, speedup
 from prunella.errors import ConfigError
+from prunella.files import located
 from prunella.onnxfiles import checking
 from prunella.onnxfiles.folding import fold
 from prunella.onnxfiles.inputs import Entry, Shapes, calibrate, entries, example
@@ -100,7 +101,7 @@ def prune_file(
     place = None if runtime is None else _runs_files(Runtime.of(runtime))
     if latency is not None:
         options |= {"latency": latency, "runtime": place}
-    path = Path(path)
+    path = located(path)
     if output is not None and Path(output).resolve() == path.resolve():
         raise ConfigError(f"`{output}` is the file that is pruned. Name another one to write")
     file = open_file(path)

@@ -32,7 +32,7 @@ from prunella.scoring import score
 from prunella.scoring.criteria import WITH_DATA, WITHOUT_DATA, Criterion
 from prunella.scoring.gradients import NoGradientError
 from prunella.sensitivity.valuing import value
-from prunella.tracing import Inputs, positional, trace
+from prunella.tracing import Inputs, called_with, trace
 from prunella.transforming import transform_and_prove, with_scales
 
 log = logging.getLogger("prunella")
@@ -194,7 +194,7 @@ def prune(  # noqa: PLR0913 - one call for all stages
             f"{candidates=} are plans within a budget, each judged after its repair: give a budget "
             "and `calibration` data, and leave `repair` on; or leave out `candidates`"
         )
-    args, kwargs = positional(example_inputs), dict(example_kwargs or {})
+    args, kwargs = called_with(example_inputs, example_kwargs)
     groups = choose_form(trace(model, args, kwargs), listed(exclude), form, heads)
     data = None if calibration is None else read(calibration, len(args), device_of(model))
     if data is not None and candidates > 1:

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -117,8 +118,8 @@ def check_search(
         raise ConfigError(f"a whole number of plans is made, at least one, got {candidates=}")
     if not isinstance(seed, int | np.integer) or seed < 0:
         raise ConfigError(f"plans are drawn with a seed that is a whole number >= 0, got {seed=}")
-    if seconds is not None and not seconds > 0:
-        raise ConfigError(f"`seconds` is how long plans are tried, > 0, got {seconds}")
+    if seconds is not None and not (isinstance(seconds, Real) and seconds > 0):
+        raise ConfigError(f"`seconds` is how long plans are tried, > 0, got {seconds!r}")
     check_workers(workers, model)
 
 

@@ -11,6 +11,7 @@ from prunella.distilling import distillation, logits_of
 from prunella.errors import TaskError
 from prunella.model.modes import evaluating
 from prunella.model.outputs import tensors_in
+from prunella.plan import check_kind
 
 _CLASSES = (2, 4)  # dimensions of class scores: [samples, classes], [samples, classes, y, x]
 
@@ -77,6 +78,7 @@ def divergence_from(
         data: Batches of inputs.
         measure: Of outputs and the dense model's on the same batch: `divergence` or `distance`.
     """
+    check_kind(data, Calibration)
     with evaluating(model), torch.no_grad():
         dense = [model(*args, **kwargs) for args, kwargs in data.batches]
 

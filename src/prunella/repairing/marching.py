@@ -16,8 +16,10 @@ from prunella.errors import TraceError
 from prunella.graph import Graph
 from prunella.model.examples import Arguments
 from prunella.model.structure import free_bytes
+from prunella.plan import check_kind
 from prunella.replaying import Course, Lane, Values, bind, kind_of
 from prunella.tracing import trace
+from prunella.tracing.capturing import wrong_input
 
 log = logging.getLogger("prunella")
 
@@ -33,14 +35,19 @@ def courses(model: nn.Module, data: Calibration) -> list[Way]:
     left out.
 
     Raises:
-        TraceError: The model can only be captured as one recorded run, which does not hold for
-            other data.
+        TraceError: The model does not run on a batch; or it can only be captured as one recorded
+            run, which does not hold for other data.
     """
+    check_kind(data, Calibration)
     known: dict[str, Course] = {}
     found: list[Way] = []
-    for args, kwargs in data.batches:
+    for number, (args, kwargs) in enumerate(data.batches):
         key = kind_of(args, kwargs)
         if key not in known:
+            # The model itself, for a capture lets some types pass that it does not run on.
+            problem = wrong_input(model, args, kwargs)
+            if problem is not None:
+                raise TraceError(f"batch {number} of the calibration data: {problem}")
             known[key] = _course(trace(model, args, kwargs))
         found.append((known[key], (args, kwargs)))
     kinds = Counter(_kind(course) for course, _ in found)

@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from prunella.calibration import Calibration, Data
 from prunella.calibration import calibration as read
-from prunella.errors import ConfigError, PlanMismatchError
+from prunella.errors import ConfigError, PlanMismatchError, TraceError
 from prunella.model.structure import check_numbers, device_of, digest_of
-from prunella.plan import Axis, Group, Groups, Scores, nearest
+from prunella.plan import Axis, Group, Groups, Scores, check_kind, nearest
 from prunella.scoring.criteria import CRITERIA, WITH_DATA, WITHOUT_DATA, Criterion, Member
 from prunella.scoring.gradients import gates_of
 from prunella.scoring.listening import inputs_of
 from prunella.scoring.roles import Role, roles_of
 from prunella.scoring.rows import rows_of
+from prunella.tracing.capturing import wrong_input
 
 
 def score(
@@ -43,6 +44,7 @@ def score(
             gradients that the model does not let through.
         PlanMismatchError: The groups are of another model.
     """
+    check_kind(groups, Groups)
     name, criterion = chosen(criterion, with_data=calibration is not None)
     if digest_of(model) != groups.graph.digest:
         raise PlanMismatchError(
@@ -80,6 +82,11 @@ def chosen(criterion: str | Criterion | None, *, with_data: bool) -> tuple[str, 
     """
     if criterion is None or criterion == "auto":
         criterion = WITH_DATA if with_data else WITHOUT_DATA
+    if isinstance(criterion, type) or not (isinstance(criterion, str) or callable(criterion)):
+        raise ConfigError(
+            "a criterion is a name of `prunella.CRITERIA` or a function of members, got "
+            f"{criterion!r}; {'call the class' if isinstance(criterion, type) else 'name one'}"
+        )
     if not isinstance(criterion, str):
         return getattr(criterion, "__name__", type(criterion).__name__.lower()), criterion
     if criterion not in CRITERIA:
@@ -111,10 +118,16 @@ def _look(
             "`calibration`, a few hundred inputs without labels, or take one of the criteria that "
             f"look at weights alone: {', '.join(free)}"
         )
-    return _Seen(
-        gates=gates_of(model, groups, data) if "gradients" in needs else {},
-        inputs=inputs_of(model, groups, data) if "activations" in needs else {},
-    )
+    try:
+        return _Seen(
+            gates=gates_of(model, groups, data) if "gradients" in needs else {},
+            inputs=inputs_of(model, groups, data) if "activations" in needs else {},
+        )
+    except (RuntimeError, TypeError) as error:
+        for number, batch in enumerate(data.batches):
+            if (problem := wrong_input(model, *batch)) is not None:
+                raise TraceError(f"batch {number} of the calibration data: {problem}") from error
+        raise
 
 
 def _members(
@@ -145,6 +158,11 @@ def _members(
 
 
 def _values(scores: Tensor, group: Group, members: Sequence[Member]) -> np.ndarray:
+    if not isinstance(scores, Tensor):
+        raise ConfigError(
+            f"a criterion returns a tensor, one finite score per channel; for {group.name!r} it "
+            f"returned a {type(scores).__name__}"
+        )
     for member in members if not scores.isfinite().all() else ():
         if not member.weight.isfinite().all():
             raise ConfigError(

@@ -34,7 +34,7 @@ class Sensitivity:
     channels: Mapping[str, int]
 
     def __post_init__(self) -> None:
-        check_ratios(self.ratios)
+        read_ratios(self.ratios)
         for name, curve in self.curves.items():
             if len(curve) != len(self.ratios) or self.channels.get(name, 0) < 1:
                 raise ConfigError(
@@ -195,10 +195,20 @@ def largest(baseline: float, losses: Iterable[float]) -> float:
     return max([abs(baseline), *losses]) or 1.0
 
 
-def check_ratios(ratios: tuple[float, ...]) -> None:
-    """Raise `ConfigError` unless these are ascending shares in (0, 1)."""
+def read_ratios(given: Iterable[float]) -> tuple[float, ...]:
+    """Read ascending shares in (0, 1).
+
+    Raises:
+        ConfigError: They are something else.
+    """
+    try:
+        ratios = () if isinstance(given, str) else tuple(float(ratio) for ratio in given)
+    except (TypeError, ValueError):
+        ratios = ()
     ascending = all(a < b for a, b in pairwise(ratios))
     if not ratios or not ascending or not (ratios[0] > 0 and ratios[-1] < 1):
         raise ConfigError(
-            f"ratios are fractions of channels removed, ascending, each in (0, 1), got {ratios=}"
+            "ratios are fractions of channels removed, ascending, each in (0, 1), got "
+            f"ratios={given!r}; write them as in (0.25, 0.5)"
         )
+    return ratios

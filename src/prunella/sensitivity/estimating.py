@@ -25,6 +25,7 @@ from prunella.sensitivity.measuring import (
     cast_anew,
     check_dense,
     lowest,
+    number,
 )
 from prunella.sensitivity.processes import Step, Value
 from prunella.sensitivity.sharing import Evaluate
@@ -49,7 +50,7 @@ def estimate(  # noqa: PLR0913  every argument is one decision of the user's
     probes: int = PROBES,
     curvature: Scores | None = None,
     cut: Cut = zeroed,
-    record: Path | None = None,
+    record: Path | str | None = None,
     memory: int | None = None,
     progress: Progress | None = None,
 ) -> Sensitivity:
@@ -119,7 +120,7 @@ def estimate(  # noqa: PLR0913  every argument is one decision of the user's
     values: list[Value] = []
     with evaluating(model):
         with buffers_kept(model):
-            baseline = float(evaluate(model))
+            baseline = number(evaluate(model))
         check_dense(baseline, metric)
         for name, count in cells:
             gone = {name: lowest(scores.values[name], count)}

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from prunella.plan import Group, Groups, Scores, check_scores
 from prunella.process_group import dist
 from prunella.repairing.reconstructing import Reconstruction
 from prunella.replaying import Course
-from prunella.sensitivity.curves import RATIOS, Sensitivity, check_ratios, removed
+from prunella.sensitivity.curves import RATIOS, Sensitivity, read_ratios, removed
 from prunella.sensitivity.defined import finite_or_none
 from prunella.sensitivity.processes import Step, Value, check_workers, shared_out
 from prunella.sensitivity.ranks import check_ranks, dealt_out, first_of
@@ -52,7 +53,7 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
     metric: str,
     higher_is_better: bool,
     ratios: Iterable[float] = RATIOS,
-    record: Path | None = None,
+    record: Path | str | None = None,
     data: str = "",
     memory: int | None = None,
     cut: Cut = zeroed,
@@ -124,9 +125,13 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
             `evaluate` does not judge sample by sample, or beyond its bounds.
         WorkspaceError: The record was changed by someone else, or cannot be written.
     """
-    ratios = tuple(float(ratio) for ratio in ratios)
-    check_ratios(ratios)
+    ratios = read_ratios(ratios)
     check_scores(groups, scores)
+    if not callable(evaluate):
+        raise ConfigError(
+            "`evaluate` is a function that computes the metric of the model it is given, got "
+            f"{evaluate!r}"
+        )
     check_workers(workers, model)
     check_numbers(model, "measuring sensitivity", changing=True)
     if together:
@@ -186,7 +191,7 @@ def analyze(  # noqa: PLR0913  every argument is one decision of the user's
 
 
 def _recalled(
-    record: Path | None, key: Mapping[str, str]
+    record: Path | str | None, key: Mapping[str, str]
 ) -> tuple[Journal | None, dict[Step, Value]]:
     """Open the record, and return it with what it knows."""
     if record is None:
@@ -282,7 +287,7 @@ class _Loop:
         """Evaluate the dense model, and see that it is as it was."""
         before = hashed(_learned(self.model))
         with buffers_kept(self.model):
-            value = float(self.shared.dense())
+            value = number(self.shared.dense())
             if hashed(_learned(self.model)) != before:
                 raise TaskError(
                     "evaluating the model changed its weights or buffers; `evaluate` must "
@@ -325,6 +330,21 @@ def touched(group: Group) -> list[str]:
 def lowest(scores: np.ndarray, count: int) -> list[int]:
     """List the channels that go first."""
     return [int(channel) for channel in np.argsort(scores, kind="stable")[:count]]
+
+
+def number(found: Any) -> float:
+    """Read what `evaluate` returned of the dense model.
+
+    Raises:
+        TaskError: It is no number.
+    """
+    try:
+        return float(found)
+    except (TypeError, ValueError, RuntimeError) as cause:
+        raise TaskError(
+            f"`evaluate` returned a {type(found).__name__} that is no number ({cause}). Return the "
+            "metric of the model it is given, a float"
+        ) from cause
 
 
 def check_dense(value: Value, metric: str) -> None:

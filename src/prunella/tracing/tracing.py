@@ -3,10 +3,11 @@
 import logging
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -16,7 +17,7 @@ from prunella.errors import ConfigError, TraceError
 from prunella.graph import Calc, Dim, Graph, Kind, Node, Ref, Size, Value, refs
 from prunella.model.blame import first_line
 from prunella.model.containers import renamed
-from prunella.model.examples import describe
+from prunella.model.examples import Arguments, describe
 from prunella.model.modes import evaluating
 from prunella.model.structure import canonical_names, digest_of
 from prunella.tracing.capturing import PREFIX, Captured, Source, capture
@@ -37,8 +38,36 @@ def positional(example_inputs: Inputs) -> tuple[Any, ...]:
         return example_inputs
     raise ConfigError(
         "`example_inputs` is a tensor or a tuple of positional arguments, got "
-        f"{type(example_inputs).__name__}; pass keyword arguments as `example_kwargs`, a dict"
+        f"{type(example_inputs).__name__}: {_instead_of(example_inputs)}"
     )
+
+
+def _instead_of(given: object) -> str:
+    if isinstance(given, Mapping):
+        return "pass keyword arguments as `example_kwargs`, a dict"
+    if isinstance(given, list):
+        return "write `(x,)` for one input `x`, and leave out what the model does not take"
+    if isinstance(given, np.ndarray):
+        return "write `torch.from_numpy(x)`"
+    if isinstance(given, Iterable) and not isinstance(given, str):
+        return "give what the model takes of one batch, as in `next(iter(loader))[0]`"
+    return "give what the model is called with, as in `torch.randn(1, 3, 224, 224)`"
+
+
+def called_with(
+    example_inputs: Inputs, example_kwargs: Mapping[str, Any] | None = None
+) -> Arguments:
+    """Return example inputs as the arguments of one call.
+
+    Raises:
+        ConfigError: They are of another kind.
+    """
+    if not isinstance(example_kwargs, Mapping | None):
+        raise ConfigError(
+            "`example_kwargs` is a dict of arguments by their names, got "
+            f"{type(example_kwargs).__name__}: write `{{'x': x}}`"
+        )
+    return positional(example_inputs), dict(example_kwargs or {})
 
 
 def trace(
@@ -65,7 +94,7 @@ def trace(
     Raises:
         TraceError: The model does not run on these inputs, or its control flow cannot be captured.
     """
-    args, kwargs = positional(example_inputs), dict(example_kwargs or {})
+    args, kwargs = called_with(example_inputs, example_kwargs)
     reader = _Reader(canonical_names(model))
     with evaluating(model), torch.no_grad():
         model.train(training)

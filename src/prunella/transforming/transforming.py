@@ -23,7 +23,7 @@ from prunella.model.modes import copied, evaluating, forget
 from prunella.model.structure import device_of, tensors
 from prunella.plan import Groups, Plan
 from prunella.rewriting import rewritten
-from prunella.tracing import Inputs, positional, trace
+from prunella.tracing import Inputs, called_with, trace
 from prunella.tracing.capturing import untouched, wrong_input
 
 
@@ -193,8 +193,7 @@ def example_of(
 ) -> Arguments:
     """Return the given inputs, or make some like those the plan's model was traced with."""
     if example_inputs is not None or example_kwargs is not None:
-        given = () if example_inputs is None else positional(example_inputs)
-        return given, dict(example_kwargs or {})
+        return called_with(() if example_inputs is None else example_inputs, example_kwargs)
     if plan.example is None:
         raise ConfigError(
             "the plan does not say what inputs the model takes (they are of a type that cannot be "
