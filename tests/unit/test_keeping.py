@@ -48,6 +48,8 @@ def test_a_finished_run_is_put_aside_by_one_with_other_settings(
     pipeline.run(settings(folder, **other))
     aside = folder / "earlier/01"
     assert f"its final model and report are now in `{aside}`" in caplog.text
+    size = sum(path.stat().st_size for path in aside.rglob("*") if path.is_file())
+    assert f"All in `earlier` take {size / 1e6:.1f} MB" in caplog.text
     assert (aside / "final/model.safetensors").read_bytes() == weights
     assert (aside / "report.html").read_bytes() == page
     assert (folder / "final/model.safetensors").read_bytes() != weights

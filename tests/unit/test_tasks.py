@@ -83,6 +83,13 @@ def test_functions_of_a_file_import_its_neighbours(
     assert sys.path.count(str(tmp_path)) == 1
 
 
+def test_a_file_that_raises_leaves_no_path_behind(tmp_path: Path) -> None:
+    before = [*sys.path]
+    with pytest.raises(TaskError, match="raised at line 1"):
+        tasks.load(write(tmp_path, "1 / 0"))
+    assert sys.path == before
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

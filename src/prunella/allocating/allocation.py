@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import SupportsFloat
 
@@ -125,7 +125,7 @@ def allocate_and_bound(
     """
     check_kind(groups, Groups)
     check_kind(scores, Scores)
-    if not isinstance(damage, Callable | None):
+    if damage is not None and not callable(damage):
         raise ConfigError(
             "`damage` is a function of a group's name and how many channels it keeps, such as "
             f"`Sensitivity.damage`, got {damage!r}"

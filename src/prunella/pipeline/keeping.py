@@ -87,9 +87,14 @@ def making_way(context: Context, slot: Slot) -> Callable[[], None]:
         space = context.space
         if not ended(space):
             return
+        aside = _aside(space)
+        sizes = [path.stat().st_size for path in aside.parent.rglob("*") if path.is_file()]
         log.warning(
-            "this replaces a run that was finished: its final model and report are now in `%s`",
-            _aside(space),
+            "this replaces a run that was finished: its final model and report are now in `%s`. "
+            "All in `%s` take %.1f MB; what you need no more can be removed",
+            aside,
+            aside.parent.name,
+            sum(sizes) / 1e6,
         )
         space.forget("final")
         for name in _RESULTS:

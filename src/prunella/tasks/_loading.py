@@ -28,6 +28,8 @@ CATALOGUE = {
 def load(spec: str, *, progress: Progress | None = None, **options: Any) -> Task:
     """Load a task.
 
+    The folder of a user's file is at the end of `sys.path` from then on.
+
     Args:
         spec: A name of the catalogue ("digits", "cifar10"), or the path of a Python file that
             defines `task`: a `Task`, or a function returning one.
@@ -100,8 +102,8 @@ def _importable(folder: Path) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(str(folder))
-        if str(folder) not in sys.path:
-            sys.path.append(str(folder))
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
 def _place(cause: BaseException, path: Path) -> str:
