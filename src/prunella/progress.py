@@ -123,6 +123,11 @@ def line(label: str, done: int, total: int | None, seconds: float) -> str:
     return f"{label}: {done}/{total} ({100 * done // total}%), {duration(left)} left"
 
 
+def numbered(count: int, name: str) -> str:
+    """Write how many there are of something: `1 experiment`, `3 experiments`."""
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"
+
+
 def duration(seconds: float) -> str:
     """Write seconds as people say them: `9.5 s`, `42 s`, `3 min 05 s`, `2 h 10 min`."""
     if seconds < 10:

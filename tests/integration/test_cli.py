@@ -111,6 +111,15 @@ def test_report_names_the_folder_it_was_given(tmp_path: Path) -> None:
     assert f"no run to report on in `{tmp_path}`: nothing is measured there yet" in result.stderr
 
 
+def test_a_folder_that_is_misspelt_is_not_another_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call("report", "prunela-run")
+    assert result.exit_code == 2, result.output
+    assert "no run to report on in `prunela-run`: it does not exist" in result.stderr
+
+
 def test_report_makes_no_folder(tmp_path: Path) -> None:
     typed = tmp_path / "typo"
     result = call("report", "--run.folder", str(typed))

@@ -37,7 +37,8 @@ SHARED = "lambda split, batches=(batch for batch in whole.data('train')): batche
 
 
 NO_TEST = (
-    r"cannot open split `test`: KeyError: 'test'\. Repair .* The split `test` judges the final"
+    r"cannot open split `test`: KeyError: 'test' at .*mine\.py:\d+ .*\. Repair .* The split `test` "
+    "judges the final"
 )
 EMPTY_TEST = r"loader of split `test` gave no batch.*hold some data out"
 MISSING = [

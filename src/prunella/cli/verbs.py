@@ -11,7 +11,7 @@ import typer
 from prunella import launcher
 from prunella.cli import exporting, onnx_files, speaking
 from prunella.cli.options import apart, read, signature, typed_again, with_signature
-from prunella.cli.words import Command
+from prunella.cli.words import Command, may_be_pruned
 from prunella.config import Config, template
 from prunella.errors import ConfigError, WorkspaceError
 from prunella.files import expanded
@@ -51,7 +51,7 @@ def _task(name: str, *lists: str) -> Callable[[Config, str, bool], None]:
     def act(config: Config, typed: str, quiet: bool) -> None:
         from prunella import pipeline
         from prunella.cli import tables
-        from prunella.progress import rich_progress, silent
+        from prunella.progress import numbered, rich_progress, silent
         from prunella.report.wording import held
 
         progress = silent if quiet else rich_progress
@@ -64,8 +64,7 @@ def _task(name: str, *lists: str) -> Callable[[Config, str, bool], None]:
         if result.record.latency_budget is not None:
             speaking.say(f"budget on latency: {held(result.record.latency_budget)}")
         if result.record.epochs:
-            many = "epoch" if result.record.epochs == 1 else "epochs"
-            speaking.say(f"finetuning took {result.record.epochs} {many} in all")
+            speaking.say(f"finetuning took {numbered(result.record.epochs, 'epoch')} in all")
         speaking.say(result.text)
         if result.next:
             speaking.say(f"next: {result.next}")
@@ -270,9 +269,9 @@ def _add(app: typer.Typer, verb: Verb, name: str, *, hidden: bool) -> None:
 
 
 def _of_a_folder(words: list[str], given: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """Take the name of a folder that is there for the work folder's."""
+    """Take a name for the work folder's, unless it is that of settings or a task."""
     first, rest = apart(words)
-    if first is None or not expanded(first).is_dir():
+    if first is None or (not expanded(first).is_dir() and may_be_pruned(first)):
         return words, given
     return rest, {**given, "run__folder": first}
 

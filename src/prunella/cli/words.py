@@ -56,7 +56,7 @@ def _why_none(args: list[str], words: list[str], known: Sequence[str]) -> str:
     if near:
         meant = [near[0] if arg == word else arg for arg in args]
         return f"there is no verb `{word}`. Did you mean `prunella {shlex.join(meant)}`?"
-    if not _may_be_pruned(word):
+    if not may_be_pruned(word):
         return f"there is no verb `{word}`. The verbs are {', '.join(known)}"
     verb = "prune" if word.endswith(".onnx") else "run"
     bounded = word.endswith((".toml", ".onnx")) or any(arg.startswith("--budget.") for arg in args)
@@ -67,7 +67,8 @@ def _why_none(args: list[str], words: list[str], known: Sequence[str]) -> str:
     )
 
 
-def _may_be_pruned(word: str) -> bool:
+def may_be_pruned(word: str) -> bool:
+    """Say whether a word names a task, settings or a model, by what it looks like."""
     if word.endswith((".py", ".toml", ".onnx")):
         return True
     from prunella.tasks import CATALOGUE  # it brings torch along

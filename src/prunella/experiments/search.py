@@ -23,7 +23,7 @@ from prunella.finetuning.moments import digest_moments
 from prunella.finetuning.together import together
 from prunella.model.structure import weights_digest
 from prunella.plan import Plan
-from prunella.progress import Progress, or_silent
+from prunella.progress import Progress, numbered, or_silent
 from prunella.tasks import Task
 
 _LOG = logging.getLogger("prunella")
@@ -239,7 +239,8 @@ class _Run:
 
     def run(self, progress: Progress) -> Search:
         epochs, count = self._space.recipe.epochs, len(self._all)
-        with progress(f"{count} finetuning experiments, epochs", self._space.epochs) as advance:
+        label = f"{numbered(count, 'finetuning experiment')}, epochs"
+        with progress(label, self._space.epochs) as advance:
             advance(sum(experiment.epochs for experiment in self._all))
             for until, left in rungs(epochs, count):
                 for experiment in self._running():

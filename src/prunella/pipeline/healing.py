@@ -21,6 +21,7 @@ from prunella.pipeline.remembering import Made, remembered
 from prunella.pipeline.slots import Slot
 from prunella.pipeline.stages import Start, to_train, trained
 from prunella.plan import Plan
+from prunella.progress import numbered
 from prunella.storing import save
 from prunella.workspace import Entry, Workspace, digest_file
 
@@ -85,9 +86,8 @@ def heal(context: Context, slot: Slot, start: Start, pruned: Entry, *, last: boo
     def make() -> Made:
         began = time.perf_counter()
         by_first(context.peers, make_way)
-        how = (
-            "the task's own training" if context.task.train else f"{len(space.points)} experiments"
-        )
+        tried = numbered(len(space.points), "experiment")
+        how = "the task's own training" if context.task.train else tried
         log.info("%s: finetuning, %s", slot, how)
         model, plan = to_train(context, slot, start)
         moments = read_moments(carried) if carried is not None else None

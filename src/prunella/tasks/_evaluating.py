@@ -82,9 +82,10 @@ def evaluate(
                     "there is none of, as a precision does where nothing is found"
                 ) from cause
             raise TaskError(
-                f"judging the model on split `{split}` failed: {type(cause).__name__}: {cause}. "
-                f"Check that the model takes what `inputs` of task `{task.name}` makes of a batch, "
-                f"and metric `{task.metric.name}` what the model returns"
+                f"judging the model on split `{split}` failed: {type(cause).__name__}: {cause}"
+                f"{own_line(cause)}. Check that the model takes what `inputs` of task "
+                f"`{task.name}` makes of a batch, and metric `{task.metric.name}` what the model "
+                "returns"
             ) from cause
     value = _number(task, computed)
     if not math.isfinite(value):
@@ -120,8 +121,8 @@ def open_split(task: Task, split: Split) -> Iterable[Any]:
         raise
     except Exception as cause:
         raise TaskError(
-            f"task `{task.name}` cannot open split `{split}`: {type(cause).__name__}: {cause}. "
-            "Repair `data` of the task, or the options that it was given"
+            f"task `{task.name}` cannot open split `{split}`: {type(cause).__name__}: {cause}"
+            f"{own_line(cause)}. Repair `data` of the task, or the options that it was given"
         ) from cause
 
 
@@ -167,8 +168,9 @@ def batches(loader: Iterable[Any], where: str) -> Iterator[Any]:
         raise
     except Exception as cause:
         raise TaskError(
-            f"the data loader of {where} raised at batch {index}: {type(cause).__name__}: {cause}. "
-            "Repair the loader and give the same command again; what was finished is kept"
+            f"the data loader of {where} raised at batch {index}: {type(cause).__name__}: {cause}"
+            f"{own_line(cause)}. Repair the loader and give the same command again; what was "
+            "finished is kept"
         ) from cause
     if index == 0:
         raise TaskError(
