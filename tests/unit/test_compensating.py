@@ -305,7 +305,7 @@ def test_what_cannot_be_calibrated_says_so():
         prunella.prune(model, images(1), ratio=0.5, calibration=[])
     with pytest.raises(ConfigError, match="a tensor, a tuple or list"):
         prunella.prune(model, images(1), ratio=0.5, calibration=[3])
-    with pytest.raises(ConfigError, match="got a str"):
+    with pytest.raises(ConfigError, match="got str"):
         prunella.prune(model, images(1), ratio=0.5, calibration="data")
     with pytest.raises(ConfigError, match="give some as `calibration`"):
         prunella.prune(model, images(1), ratio=0.5, repair=True)
