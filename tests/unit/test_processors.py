@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from prunella.pipeline import processors
-from prunella.pipeline.processors import look_at_threads, threads
+from prunella.pipeline.processors import look_at_threads
+from prunella.runtimes.in_torch import threads_set
 
 
 @pytest.fixture(autouse=True)
 def two() -> Iterator[None]:
-    with threads(2):
+    with threads_set(2):
         yield
 
 
@@ -48,5 +49,5 @@ def test_both_numbers_are_timed_and_torch_is_left_as_it_was(
 
 def test_one_thread_waits_for_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processors, "_milliseconds", lambda count: pytest.fail("measured"))
-    with threads(1):
+    with threads_set(1):
         look_at_threads()

@@ -26,13 +26,13 @@ from prunella.model.devices import device_named
 from prunella.model.structure import weights_digest
 from prunella.pipeline.defaults import suggested
 from prunella.pipeline.peers import peers
-from prunella.pipeline.processors import threads
 from prunella.pipeline.profiling import profiled
 from prunella.pipeline.teaching import why_mute
 from prunella.plan import Costs, Groups
 from prunella.progress import Progress, or_silent
 from prunella.pruning.probing import faithful
 from prunella.runtimes import Runtime
+from prunella.runtimes.in_torch import threads_set
 from prunella.scoring.scoring import chosen
 from prunella.storing import load as load_pruned
 from prunella.tasks import Split, Task
@@ -207,7 +207,7 @@ def _without(typed: str, settings: Iterable[str]) -> str:
 @contextlib.contextmanager
 def borrowed(context: Context) -> Iterator[None]:
     """Give the number of threads and the random generators back as they were."""
-    with threads(context.config.run.threads), own_randomness(context.device):
+    with threads_set(context.config.run.threads), own_randomness(context.device):
         yield
 
 

@@ -1,13 +1,13 @@
-"""The CPU threads of a run, and whether there are processors for them."""
+"""Whether there are processors for the CPU threads of a run."""
 
-import contextlib
 import logging
-from collections.abc import Iterator
 from statistics import median
 from time import perf_counter
 
 import torch
 from torch.nn.functional import conv2d
+
+from prunella.runtimes.in_torch import threads_set
 
 # So much slower than one thread, several are waiting for each other: on a machine that is free
 # they are never slower than it by more than the noise of a median.
@@ -16,17 +16,6 @@ _SECONDS = 0.2
 _LEAST = 3
 
 log = logging.getLogger("prunella")
-
-
-@contextlib.contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """Set the number of CPU threads for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def look_at_threads() -> None:
@@ -55,7 +44,7 @@ def _milliseconds(count: int) -> float:
     """Time a convolution."""
     images, weight = torch.zeros(4, 64, 32, 32), torch.zeros(64, 64, 3, 3)
     times: list[float] = []
-    with threads(count), torch.inference_mode():
+    with threads_set(count), torch.inference_mode():
         conv2d(images, weight, padding=1)
         while len(times) < _LEAST or sum(times) < _SECONDS:
             start = perf_counter()

@@ -20,13 +20,13 @@ from prunella.model.structure import weights_digest
 from prunella.pipeline.budgets import shares
 from prunella.pipeline.context import Context, share_of
 from prunella.pipeline.keeping import making_way
-from prunella.pipeline.processors import threads
 from prunella.pipeline.remembering import Made, remembered
 from prunella.pipeline.repairing import ranking, repaired
 from prunella.pipeline.slots import Slot, forget_after
 from prunella.pipeline.timing import plan_for
 from prunella.plan import Group, Groups, Plan
 from prunella.progress import Progress
+from prunella.runtimes.in_torch import threads_set
 from prunella.sensitivity import Sensitivity
 from prunella.storing import save
 from prunella.tasks import NotFiniteError, Task, evaluate
@@ -114,7 +114,7 @@ def sensitivity(context: Context) -> Entry:
         ranked = ranking(context, context.dense, context.groups)
         log.info("analyzing %d groups at %d ratios", len(context.groups), len(settings.ratios))
         one = 1 if settings.workers > 1 else None
-        with threads(one), counted(context.progress, "analyze") as progress:
+        with threads_set(one), counted(context.progress, "analyze") as progress:
             found = analysis.analyze(
                 context.dense,
                 context.groups,

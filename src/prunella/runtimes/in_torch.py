@@ -65,14 +65,13 @@ def in_torch(
 def threads_set(threads: int | None) -> Iterator[None]:
     """Compute with so many threads; afterwards with as many as before."""
     before = torch.get_num_threads()
-    if threads in (None, before):
-        yield
-        return
-    torch.set_num_threads(threads)
     try:
+        if threads is not None and threads != before:
+            torch.set_num_threads(threads)
         yield
     finally:
-        torch.set_num_threads(before)
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
 
 
 def _compiled(model: nn.Module) -> Callable[..., Any]:

@@ -1,5 +1,5 @@
 """Model + example inputs -> `Graph`."""
 
-from prunella.tracing.tracing import Inputs, called_with, positional, trace
+from prunella.tracing.tracing import Inputs, called_with, trace
 
-__all__ = ["Inputs", "called_with", "positional", "trace"]
+__all__ = ["Inputs", "called_with", "trace"]
