@@ -12,15 +12,18 @@ Protocol:
 - *exact*: `analyze(...)`, which computes once what evaluations have in common. It is compared
   number by number with *plain*.
 - *estimate*: `estimate(...)` with so many samples, the dense model and 4 cuts evaluated in full.
-- *one pass*: the same, but distances are not measured: they are the sums of the diagonal Fisher
-  information of the removed channels (`score(..., "fisher")`), from gradients with the labels.
+- *with slopes*: the same, with `labelled`: gradients of the loss on all of the images.
+- *one pass*: as *estimate*, but distances are not measured: they are the sums of the diagonal
+  Fisher information of the removed channels (`score(..., "fisher")`), from gradients with the
+  labels.
 - *early stop*: `analyze(..., confidence=0.95)` of the accuracy. *Off* is the share of its values
   that differ from *plain* by more than was to be known with that confidence.
 - Channels go by `magnitude`. Curves are compared by Spearman's rank correlation over all groups and
   ratios, with the *plain* cross-entropy and with the *plain* accuracy. *halves* is the same between
   the two halves of the images of *plain* itself. By how much they disagree, not even a perfect
-  prediction is expected to correlate with *plain* by more than the square root of `2 h / (1 + h)`
-  (Spearman and Brown), which is shown as *at most*.
+  prediction that has not seen these very images is expected to correlate with *plain* by more than
+  the square root of `2 h / (1 + h)` (Spearman and Brown), which is shown as *at most*. What is
+  *with slopes* has seen them.
 
 Networks: ResNet-56 on test images of CIFAR-10, in bfloat16, calibrated with other test images (it
 knows those it was trained on by heart); and MobileNetV2 trained on 19 breeds of dogs (`dogs.py`),

@@ -127,6 +127,9 @@ class Analysis:
         yield "plain", partial(self.measured, "plain", 0, self.work.plain)
         for count in self.subject.samples:
             yield f"estimate, {count} samples", partial(self.estimated, count)
+        for count in self.subject.samples:
+            name = f"with slopes, {count} samples"
+            yield name, partial(self.estimated, count, slopes=True)
         yield f"one pass, {count} samples", partial(self.one_pass, count)
         yield "exact", partial(self.measured, "exact", None, self.work.exact)
         yield "early stop", self.stopped
@@ -154,12 +157,13 @@ class Analysis:
         figures.unlink()
         return row | {key: [one[key] for one in seen[1:]] for key in seen[0]}
 
-    def estimated(self, count: int) -> Row:
-        """Predict from distances of so many samples."""
-        data = calibration(self.images[1], count)
+    def estimated(self, count: int, *, slopes: bool = False) -> Row:
+        """Predict from distances of so many samples, and from slopes on all of the images."""
+        data = Calibration(calibration(self.images[1], count).batches)
+        more = {"labelled": with_loss(self.images[0])} if slopes else {}
         with self._autocast():
-            found, cpu, clock = timed(lambda: self._estimate(data))
-        work = self.work.estimate(count, PROBES)
+            found, cpu, clock = timed(lambda: self._estimate(data, **more))
+        work = self.work.estimate(count, PROBES, slopes=slopes)
         return {"cpu": cpu, "clock": clock, "work": work, "loss": cells(found)}
 
     def one_pass(self, count: int) -> Row:
@@ -241,10 +245,14 @@ def calibration(batches: Sequence[Batch], count: int) -> Calibration:
     """Take the first samples of some batches, with the loss that their labels give."""
     images, labels = (torch.cat(part)[:count] for part in zip(*batches, strict=True))
     size = min(count, 64)
-    targets = labels.split(size)
+    return with_loss(list(zip(images.split(size), labels.split(size), strict=True)))
+
+
+def with_loss(batches: Sequence[Batch]) -> Calibration:
+    """Return samples with the cross-entropy that their labels give."""
     return Calibration(
-        [((part,), {}) for part in images.split(size)],
-        lambda outputs, index: F.cross_entropy(outputs, targets[index]),
+        [((images,), {}) for images, _ in batches],
+        lambda outputs, index: F.cross_entropy(outputs.float(), batches[index][1]),
     )
 
 

@@ -65,9 +65,9 @@ class Work:
         """What is behind each group, and what sharing takes."""
         return sum(self.behind) + _RECORDING
 
-    def estimate(self, count: int, probes: int) -> float:
-        """All values on a few samples, the dense model and some cuts on all of the images."""
-        return probes + 1 + count / self.samples * (self.exact + 1)
+    def estimate(self, count: int, probes: int, *, slopes: bool) -> float:
+        """All values on a few samples; some cuts, and gradients or not, on all of the images."""
+        return probes + 1 + count / self.samples * (self.exact + 1) + _GRADIENTS * slopes
 
     def one_pass(self, count: int, probes: int) -> float:
         """One pass of gradients, the dense model and some cuts on all of the images."""

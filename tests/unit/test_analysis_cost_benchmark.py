@@ -77,6 +77,8 @@ def test_every_way_goes_on_after_a_kill(out: Path, monkeypatch: pytest.MonkeyPat
         "plain",
         "estimate, 8 samples",
         "estimate, 50 samples",
+        "with slopes, 8 samples",
+        "with slopes, 50 samples",
         "one pass, 50 samples",
         "exact",
         "early stop",

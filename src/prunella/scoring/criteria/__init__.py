@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from prunella.scoring.criteria._protocol import Criterion, Member, Need
+from prunella.scoring.criteria._protocol import Criterion, Member, Need, gate_of
 from prunella.scoring.criteria.activation import Activation
 from prunella.scoring.criteria.fisher import Fisher
 from prunella.scoring.criteria.fpgm import Fpgm
@@ -49,4 +49,5 @@ __all__ = [
     "Reading",
     "Taylor",
     "Wanda",
+    "gate_of",
 ]
