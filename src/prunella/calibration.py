@@ -1,5 +1,6 @@
 """Calibration data: a few batches of what the model will see, without need of labels."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,10 @@ from prunella.plan import check_kind
 
 Loss = Callable[[Any, int], Tensor]
 """A scalar of the model's outputs on the batch of that index."""
+
+_SAMPLES, _BYTES = 2048, 2**30
+
+log = logging.getLogger("prunella")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +46,9 @@ def calibration(data: Data, inputs: int = 1, device: torch.device | str = "cpu")
     Args:
         data: Batches. Each is a tensor, a tuple or list of positional inputs, or a mapping of
             keyword arguments. What a tuple or list holds beyond the model's inputs (a loader's
-            targets) is left out. A lone tensor is one batch.
+            targets) is left out. A lone tensor is one batch. Lists are used whole; of what makes
+            its batches while it is read, a data loader, the first that hold 2,048 samples or a
+            gigabyte, with a warning: shuffle it, lest they are all of one kind.
         inputs: How many positional inputs the model takes.
         device: Where the model is.
 
@@ -60,11 +67,32 @@ def calibration(data: Data, inputs: int = 1, device: torch.device | str = "cpu")
             f"{type(data).__name__}"
         )
     given = [data] if isinstance(data, Tensor) else data
-    batches = [_arguments(batch, inputs, device) for batch in given]
+    read = (_arguments(batch, inputs, device) for batch in given)
+    batches = list(read) if isinstance(given, Sequence) else _enough(read)
     if not batches:
         raise ConfigError("the calibration data hold no batch; a few hundred samples are enough")
     _check(batches)
     return Calibration(batches)
+
+
+def _enough(batches: Iterable[Arguments]) -> list[Arguments]:
+    """Take the first batches: a loader may hold more than memory does, or have no end."""
+    found: list[Arguments] = []
+    samples = size = 0
+    for batch in batches:
+        if samples >= _SAMPLES or size >= _BYTES:
+            log.warning(
+                "of the calibration data the first %d samples (%.0f MB) are used: they come from "
+                "what makes its batches while it is read, and has more. That is enough if it is "
+                "shuffled; a list of batches is used whole",
+                samples,
+                size / 1e6,
+            )
+            break
+        found.append(batch)
+        samples += samples_in(batch)
+        size += sum(leaf.nbytes for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor))
+    return found
 
 
 def _check(batches: Sequence[Arguments]) -> None:
