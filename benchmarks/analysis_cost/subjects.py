@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +44,8 @@ _JUDGED = 5_000
 """Of the test images; the others are for calibration."""
 
 
-def _resnet56() -> nn.Module:
-    return load("cifar10", depth=56).model().to(memory_format=torch.channels_last)
+def _resnet(depth: int) -> nn.Module:
+    return load("cifar10", depth=depth).model().to(memory_format=torch.channels_last)
 
 
 def _cifar(_: nn.Module) -> Images:
@@ -71,10 +72,18 @@ def _animals(model: nn.Module) -> Images:
 SUBJECTS = {
     "resnet56": Subject(
         "ResNet-56, 5,000 test images of CIFAR-10",
-        _resnet56,
+        partial(_resnet, 56),
         _cifar,
         (0.1, 0.3, 0.5, 0.7, 0.9),
         (64, 128, 256, 512),
+        bf16=True,
+    ),
+    "resnet20": Subject(
+        "ResNet-20, 5,000 test images of CIFAR-10",
+        partial(_resnet, 20),
+        _cifar,
+        (0.1, 0.3, 0.5, 0.7, 0.9),
+        (128, 256),
         bf16=True,
     ),
     "mobilenet_v2": Subject(

@@ -15,6 +15,9 @@ HEAD = (
     "rank, loss | rank, accuracy"
 )
 
+ORDER = ("plain", "exact", "early stop", "estimate", "with slopes", "one pass")
+"""Of the rows of a network."""
+
 
 def networks(rows: list[Row]) -> dict[str, dict[str, Row]]:
     """Sort rows by network, then by way."""
@@ -72,9 +75,13 @@ def _section(name: str, ways: dict[str, Row]) -> list[str]:
         "",
         f"| {HEAD} |",
         "| --- " * (HEAD.count("|") + 1) + "|",
-        *(_line(way, row, plain) for way, row in ways.items()),
+        *(_line(way, ways[way], plain) for way in sorted(ways, key=_place)),
         *_early(ways),
     ]
+
+
+def _place(way: str) -> int:
+    return ORDER.index(way.partition(",")[0])
 
 
 def _line(way: str, row: Row, plain: Row) -> str:
