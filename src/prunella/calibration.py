@@ -18,6 +18,8 @@ from prunella.plan import check_kind
 Loss = Callable[[Any, int], Tensor]
 """A scalar of the model's outputs on the batch of that index."""
 
+_NONE = "the calibration data hold no batch; a few hundred samples are enough"
+
 _SAMPLES, _BYTES = 2048, 2**30
 
 log = logging.getLogger("prunella")
@@ -35,6 +37,17 @@ class Calibration:
 
     batches: Sequence[Arguments]
     loss: Loss | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.batches, Sequence):
+            if not hasattr(type(self.batches), "__iter__"):
+                raise ConfigError(
+                    "the batches of a `Calibration` are a list of arguments and keyword arguments "
+                    f"of one call each, [((images,), {{}}), ...], got {type(self.batches).__name__}"
+                )
+            object.__setattr__(self, "batches", list(self.batches))  # read more than once
+        if not len(self.batches):
+            raise ConfigError(_NONE)
 
 
 Data = Calibration | Iterable[Any]
@@ -70,7 +83,7 @@ def calibration(data: Data, inputs: int = 1, device: torch.device | str = "cpu")
     read = (_arguments(batch, inputs, device) for batch in given)
     batches = list(read) if isinstance(given, Sequence) else _enough(read)
     if not batches:
-        raise ConfigError("the calibration data hold no batch; a few hundred samples are enough")
+        raise ConfigError(_NONE)
     _check(batches)
     return Calibration(batches)
 

@@ -379,6 +379,8 @@ def test_where_everything_is_frozen_every_group_is_listed_with_its_reason(
     assert re.search(r"conv\[1\] \(3 channels\): .*`aten\.conv2d", str(caught.value))
     with pytest.raises(NothingToPruneError, match="excluded by '\\*'"):
         prunella.prune(model, IMAGE, ratio=0.5, exclude=["*"])
+    with pytest.raises(NothingToPruneError, match="every group is frozen"):
+        prunella.prune(Straight(), IMAGE, macs=0.5, criterion="fisher", calibration=IMAGE)
 
 
 def test_a_model_without_weights() -> None:

@@ -1,13 +1,15 @@
 """What is taken of calibration data."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from prunella.calibration import calibration
+from prunella.calibration import Calibration, calibration
+from prunella.errors import ConfigError
 from prunella.model.examples import samples_in
 
 
@@ -52,3 +54,19 @@ def test_what_is_short_or_a_list_is_used_whole(caplog: pytest.LogCaptureFixture)
     assert count(iter([torch.zeros(1000, 2)] * 2)) == 2000
     assert count(iter([torch.zeros(3000, 2)])) == 3000
     assert not caplog.text
+
+
+def test_batches_can_be_read_more_than_once() -> None:
+    data = Calibration(((torch.zeros(2),), {}) for _ in range(3))
+    assert len(data.batches) == len(list(data.batches)) == 3
+
+
+@pytest.mark.parametrize("batches", [[], (), iter([])])
+def test_no_batch_is_an_error(batches: Any) -> None:
+    with pytest.raises(ConfigError, match="hold no batch"):
+        Calibration(batches)
+
+
+def test_what_are_no_batches_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="got int"):
+        Calibration(3)  # type: ignore[arg-type]

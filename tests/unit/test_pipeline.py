@@ -25,7 +25,7 @@ from prunella.model.examples import samples_in
 from prunella.pipeline import exporting, healing, rounds, stages, suggesting, verbs
 from prunella.pipeline.context import Context, share_of
 from prunella.pipeline.judging import floor_of
-from prunella.pipeline.repairing import inputs_of
+from prunella.pipeline.repairing import inputs_of, ranking
 from prunella.pipeline.slots import Slot, attempts
 from prunella.pipeline.splits import look_at_splits
 from prunella.record import RunRecord
@@ -588,6 +588,24 @@ def test_repair_leaves_less_to_be_finetuned(
     # The same inputs in every process and after every kill.
     one_time, other = inputs_of(context).batches, inputs_of(Context(one)).batches
     assert all(torch.equal(a[0][0], b[0][0]) for a, b in zip(one_time, other, strict=True))
+
+
+def test_by_a_named_criterion_it_is_measured_what_repair_leaves(tmp_path: Path) -> None:
+    """As the pruned model is repaired, so is every cut that the sensitivity is measured with."""
+    found = {}
+    for repair in (True, False):
+        context = Context(
+            settings(tmp_path / str(repair), prune__repair=repair, prune__criterion="random")
+        )
+        ranked = ranking(context, context.dense, context.groups)
+        assert ranked.scores.criterion == "random"
+        lost = []
+        for group in context.groups:
+            half = np.argsort(ranked.scores.values[group.name])[: group.channels // 2]
+            with ranked.cut(context.dense, context.groups, {group.name: half}) as cut:
+                lost.append(context.evaluate(cut, "valid"))
+        found[repair] = np.mean(lost)
+    assert found[True] > found[False] + 0.05
 
 
 @pytest.mark.parametrize(

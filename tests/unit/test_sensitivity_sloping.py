@@ -90,7 +90,8 @@ def test_a_slope_is_the_derivative_of_the_mean_loss_along_a_gate(setup: Setup) -
     model = copied(model).double()
     data = samples([7, 16, 1], seed=1)
     data = replace(data, batches=[((image.double(),), {}) for (image,), _ in data.batches])
-    found = slopes_of(model, groups, data)
+    found, dense = slopes_of(model, groups, data)
+    assert dense == pytest.approx(loss_on(data)(model))
     layers = list(model.children())
     producers = {0: 2, 2: 4, 4: 6}  # where a gate goes, after the activation of each convolution
     checked = 0
@@ -114,11 +115,44 @@ def test_a_slope_is_the_derivative_of_the_mean_loss_along_a_gate(setup: Setup) -
     assert any((found.values[group.name] > 0).any() for group in groups)
 
 
+class Attention(nn.Module):
+    """One head whose queries and keys no weight reads: they are multiplied with each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(12, 16), nn.Linear(12, 16), nn.Linear(12, 8)
+        self.out = nn.Linear(8, 5)
+
+    def forward(self, value: Tensor) -> Tensor:
+        q, k, v = (layer(value)[:, None] for layer in (self.q, self.k, self.v))
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=0.05)
+        return self.out(mixed[:, 0].mean(1))
+
+
+def test_where_factors_of_a_product_go_the_slope_is_that_of_the_product() -> None:
+    torch.manual_seed(0)
+    model = Attention().double().eval()
+    draw = torch.Generator().manual_seed(1)
+    inputs = torch.randn(64, 7, 12, generator=draw, dtype=torch.float64)
+    labels = torch.randint(0, 5, (64,), generator=draw)
+    data = Calibration([((inputs,), {})], lambda outputs, _: F.cross_entropy(outputs, labels))
+    groups = prunella.couple(prunella.trace(model, inputs[:2]), heads="inside")
+    (group,) = [g for g in groups if any(axis.tensor == "q.weight" for axis in g.axes)]
+    found = slopes_of(model, groups, data)[0].values[group.name]
+    evaluate, rises = loss_on(data), []
+    for channel in range(group.channels):
+        with zeroed(model, groups, {group.name: [channel]}) as cut:
+            rises.append(evaluate(cut))
+    risen = np.array(rises) - evaluate(model)
+    assert np.corrcoef(found, risen)[0, 1] > 0.99
+    assert (found @ risen) / (found @ found) == pytest.approx(1, abs=0.05)
+
+
 def test_batches_count_by_their_size(setup: Setup) -> None:
     model, groups, _ = setup
     whole, apart = samples([24], seed=2), samples([20, 3, 1], seed=2)
     assert loss_on(apart)(model) == pytest.approx(loss_on(whole)(model), rel=1e-6)
-    one, other = (slopes_of(model, groups, data).values for data in (whole, apart))
+    one, other = (slopes_of(model, groups, data)[0].values for data in (whole, apart))
     for name in one:
         np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-7)
 
@@ -165,7 +199,7 @@ def test_slopes_count_while_outputs_move_little(setup: Setup) -> None:
             ratios=RATIOS,
         )
     )
-    slopes = slopes_of(model, groups, metric).values
+    slopes = slopes_of(model, groups, metric)[0].values
     straight = [
         slopes[group.name][lowest(scores.values[group.name], removed(r, group.channels))].sum()
         for group in groups
@@ -198,3 +232,46 @@ def test_what_labels_do_not_go_with_is_an_error(setup: Setup) -> None:
 
     with pytest.raises(ConfigError, match="leave out `cut`, or `labelled`"):
         estimate(model, groups, scores, data, labelled=data, cut=other)
+
+
+def test_a_metric_that_is_not_the_loss_of_these_samples_is_an_error(setup: Setup) -> None:
+    model, groups, scores = setup
+    data, others = samples([8], seed=5), samples([24], seed=6)
+    evaluate = loss_on(data)
+    for wrong in (lambda m: 100 * evaluate(m), loss_on(others)):
+        with pytest.raises(ConfigError, match="they must be the same, of the same samples"):
+            estimate(model, groups, scores, data, wrong, labelled=data, ratios=(0.5,))
+    estimate(model, groups, scores, data, evaluate, labelled=data, ratios=(0.5,))
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (lambda out, _: out.exp().sum(1), r"a tensor of shape \(8,\)"),
+        (lambda out, _: out.sum().item(), "float"),
+        (lambda out, _: out.sum() * float("nan"), "nan"),
+    ],
+)
+def test_a_loss_that_is_no_finite_number_is_an_error(setup: Setup, loss: Any, said: str) -> None:
+    model, groups, scores = setup
+    data = Calibration(samples([8], seed=5).batches, loss)
+    with pytest.raises(ConfigError, match=f"the loss of `labelled` is {said} on batch 0"):
+        estimate(model, groups, scores, data, labelled=data, ratios=(0.5,))
+
+
+def test_the_loss_of_a_cut_model_may_be_no_number(
+    setup: Setup, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, groups, scores = setup
+    data = samples([40], seed=5)
+    whole = loss_on(data)(model)
+    given = data.loss
+    assert given is not None
+
+    def breaking(outputs: Tensor, index: int) -> Tensor:
+        found = given(outputs, index)
+        return found if found < whole + 0.5 else found * float("nan")
+
+    found = estimate(model, groups, scores, data, labelled=replace(data, loss=breaking))
+    assert "`loss` is no finite number with" in caplog.text
+    assert np.isfinite(losses(found)).all()

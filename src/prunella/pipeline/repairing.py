@@ -40,14 +40,13 @@ def repairs(context: Context) -> bool:
 def ranking(context: Context, model: nn.Module, groups: Groups) -> Ranking:
     """Rank the channels of a model's groups."""
     criterion = context.config.prune.criterion
-    if criterion != "auto":
-        return Ranking(score(model, groups, criterion, inputs_of(context)))
-    if not repairs(context):
-        return Ranking(score(model, groups))
-    found = reconstruct(
-        model, groups, score(model, groups), inputs_of(context), progress=context.progress
-    )
-    return Ranking(found.scores, found.cut)
+    named = criterion != "auto"
+    inputs = inputs_of(context) if named or repairs(context) else None
+    scores = score(model, groups, criterion, inputs) if named else score(model, groups)
+    if inputs is None or not repairs(context):
+        return Ranking(scores)
+    found = reconstruct(model, groups, scores, inputs, progress=context.progress)
+    return Ranking(scores if named else found.scores, found.cut)
 
 
 def repaired(context: Context, model: nn.Module, plan: Plan) -> nn.Module:

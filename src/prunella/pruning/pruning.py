@@ -148,7 +148,8 @@ def prune(  # noqa: PLR0913 - one call for all stages
         criterion: How channels are scored; unset: by reconstruction where there are calibration
             data, else by their weights.
         damage: Predicted loss by group and kept channels (`Sensitivity.damage`); unset: measured
-            on the calibration data, where there are some and no criterion is named.
+            on the calibration data, where there are some and no criterion is named. With a name,
+            scores alone decide how much each group loses, too.
         repair: Whether what remains makes up for what went; unset: where there are calibration
             data.
         candidates: How many plans to try, each within the budget, at most. With more than 1, each

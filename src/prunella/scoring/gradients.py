@@ -49,6 +49,8 @@ def gates_of(model: nn.Module, groups: Groups, data: Calibration) -> dict[Axis, 
     tensors = dict(model.named_parameters())
     axes = {axis: None for group in groups for axis in group.axes if axis.tensor in tensors}
     names = sorted({axis.tensor for axis in axes})
+    if not names:
+        return {}
     found: dict[Axis, list[Tensor]] = defaultdict(list)
     with _differentiable(model, [tensors[name] for name in names]) as wanted:
         for value in _passes(model, data):

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +17,12 @@ from prunella.scoring.criteria import Member, Need, gate_of
 from prunella.sensitivity.sharing import Evaluate
 
 
-def slopes_of(model: nn.Module, groups: Groups, labelled: Calibration) -> Scores:
-    """Return what the loss of some samples rises by for every channel that goes, to first order.
+def slopes_of(model: nn.Module, groups: Groups, labelled: Calibration) -> tuple[Scores, float]:
+    """Return what a loss rises by for every channel that goes, to first order, and the loss.
 
     It is the derivative along a gate on whatever reads the channel, with its sign: below zero where
-    these samples are better off without the channel.
+    these samples are better off without the channel. Where no weight reads it, as queries and keys,
+    the gate is on all that makes it, shared out evenly among the factors of what is made.
 
     Args:
         model: The dense model; left as it is.
@@ -30,12 +32,17 @@ def slopes_of(model: nn.Module, groups: Groups, labelled: Calibration) -> Scores
     Raises:
         ConfigError: There is no loss, or nothing flows back from it.
     """
-    loss, shares = _loss(labelled), _shares(labelled)
-    mean = len(shares)  # the criterion takes the mean over passes, of which every batch is one
-    weighted = replace(
-        labelled, loss=lambda outputs, index: loss(outputs, index) * shares[index] * mean
-    )
-    return score(model, groups, _Slope(), weighted)
+    loss, shares = partial(_scalar, _loss(labelled)), _shares(labelled)
+    dense = [0.0] * len(shares)
+
+    def weighted(outputs: Any, index: int) -> Tensor:
+        value = loss(outputs, index)
+        dense[index] = shares[index] * float(value.detach())
+        # The criterion takes the mean over passes, of which every batch is one.
+        return value * shares[index] * len(shares)
+
+    slopes = score(model, groups, _Slope(), replace(labelled, loss=weighted))
+    return slopes, sum(dense)
 
 
 def loss_on(labelled: Calibration) -> Evaluate:
@@ -69,7 +76,11 @@ class _Slope:
     def __call__(self, members: Sequence[Member], /) -> Tensor:
         """Return the slopes, `[channels]`; 0 where no gradient was seen."""
         gate = gate_of(members)
-        return torch.zeros(len(members[0])) if gate is None else -gate.double().mean(0)
+        if gate is None:
+            return torch.zeros(len(members[0]))
+        roles = [member.role for member in members]
+        factors = 1 if "reads" in roles else max(roles.count("makes"), 1)
+        return -gate.double().mean(0) / factors
 
 
 def _loss(labelled: Calibration) -> Loss:
@@ -79,6 +90,23 @@ def _loss(labelled: Calibration) -> Loss:
             "Calibration(batches, loss), where loss(outputs, index) is the mean over that batch"
         )
     return labelled.loss
+
+
+def _scalar(loss: Loss, outputs: Any, index: int) -> Tensor:
+    value = loss(outputs, index)
+    if not isinstance(value, Tensor) or value.numel() != 1 or not bool(value.isfinite().all()):
+        found = (
+            type(value).__name__
+            if not isinstance(value, Tensor)
+            else f"{float(value.detach()):g}"
+            if value.numel() == 1
+            else f"a tensor of shape {tuple(value.shape)}"
+        )
+        raise ConfigError(
+            f"the loss of `labelled` is {found} on batch {index}; loss(outputs, index) returns a "
+            "tensor with one finite number, the mean over that batch, as it is before `.item()`"
+        )
+    return value.reshape(())
 
 
 def _shares(labelled: Calibration) -> list[float]:
