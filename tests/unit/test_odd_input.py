@@ -268,3 +268,35 @@ def test_scores_of_a_users_own_are_checked(values: np.ndarray | None, match: str
         prunella.analyze(
             net, groups, scores, lambda model: 0.0, metric="none", higher_is_better=True
         )
+
+
+@pytest.mark.parametrize("settings", [{}, {"candidates": 4}])
+def test_no_group_loses_more_than_the_largest_ratio(settings: dict[str, Any]) -> None:
+    """A curve that says a group is worth nothing would leave one channel of it."""
+    torch.manual_seed(0)
+    net = convs(32, 32, 32).eval()
+    images = torch.randn(16, 3, 8, 8)
+
+    def kept(**more: Any) -> dict[str, tuple[int, int]]:
+        groups = prunella.couple(prunella.trace(net, IMAGE))
+        worthless = min(group.name for group in groups)
+        result = prunella.prune(
+            net,
+            IMAGE,
+            macs=0.6,
+            calibration=images,
+            damage=lambda name, left: 0.0 if name == worthless else 32.0 - left,
+            **settings,
+            **more,
+        )
+        assert result.plan.after.macs <= 0.6 * result.plan.before.macs
+        return {n: (len(k), groups[n].channels) for n, k in result.plan.channels.items()}
+
+    free, bound = kept(), kept(max_ratio=0.5)
+    assert min(left / all_ for left, all_ in free.values()) < 0.5
+    assert min(left / all_ for left, all_ in bound.values()) >= 0.5
+
+
+def test_seconds_are_of_a_search() -> None:
+    with pytest.raises(ConfigError, match="give `candidates`"):
+        prunella.prune(convs(16), IMAGE, macs=0.5, calibration=IMAGE, seconds=5)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from prunella.allocating import Damage, allocate_and_bound, told
+from prunella.allocating.allocation import MaxRatio
 from prunella.allocating.multiples import MultipleOf
 from prunella.calibration import Calibration, Data
 from prunella.calibration import calibration as read
@@ -113,6 +114,7 @@ def prune(  # noqa: PLR0913 - one call for all stages
     workers: int = 1,
     seconds: float | None = None,
     multiple_of: MultipleOf = 1,
+    max_ratio: MaxRatio = 1.0,
     exclude: Exclude | Iterable[Exclude] = (),
     form: Form | Literal["auto"] = "auto",
     heads: Heads = "whole",
@@ -157,8 +159,11 @@ def prune(  # noqa: PLR0913 - one call for all stages
             is kept; where no criterion is named, others are tried too. See `searching.search`.
         seed: Of the draws of plans; the same seed, the same plans.
         workers: In how many processes plans are tried, on the CPU.
-        seconds: After so long no further plan is tried.
+        seconds: After so long no further plan is tried; with `candidates`. What comes before and
+            after, measuring and the last repair, is not counted.
         multiple_of: Every group that is cut keeps a multiple of so many channels.
+        max_ratio: The largest ratio that groups lose under a budget, unless it cannot be kept
+            otherwise: one number, or one by group name. A run takes 0.8.
         exclude: Modules to leave whole, by name, glob, regular expression or class; one or several.
         form: "class": the pruned model is of the user's own class, and what its code does not allow
             stays. "graph": it is the captured graph, rewritten, which trains and saves like any
@@ -215,14 +220,29 @@ def prune(  # noqa: PLR0913 - one call for all stages
         tried = met = None
         if candidates > 1 and data is not None and isinstance(target, Budget):
             orders = [scores, *(() if named else other_orders(model, groups, data))]
-            task = Task(model, groups, orders, target, price, data, (args, kwargs), multiple_of)
+            task = Task(
+                model,
+                groups,
+                orders,
+                target,
+                price,
+                data,
+                (args, kwargs),
+                multiple_of=multiple_of,
+                max_ratio=max_ratio,
+            )
             tried = search(
                 task, candidates, seed=seed, workers=workers, seconds=seconds, progress=progress
             )
             plan = tried.best.plan
         else:
             choose = partial(
-                allocate_and_bound, groups, scores, damage=price, multiple_of=multiple_of
+                allocate_and_bound,
+                groups,
+                scores,
+                damage=price,
+                multiple_of=multiple_of,
+                max_ratio=max_ratio,
             )
             if clock is not None and isinstance(target, Budget):
                 plan, met = clock.plan(model, groups, (args, kwargs), target, choose)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunella.allocating import Damage, allocate_and_bound
+from prunella.allocating.allocation import MaxRatio
 from prunella.allocating.multiples import MultipleOf
 from prunella.calibration import Calibration, thinned
 from prunella.errors import ConfigError
@@ -98,6 +99,7 @@ class Task:
         data: Inputs; one half repairs candidates, the other judges them.
         inputs: Of one call of the model.
         multiple_of: See `allocate`.
+        max_ratio: See `allocate`.
     """
 
     model: nn.Module
@@ -108,6 +110,7 @@ class Task:
     data: Calibration
     inputs: Arguments
     multiple_of: MultipleOf = 1
+    max_ratio: MaxRatio = 1.0
 
 
 def check_search(
@@ -121,6 +124,11 @@ def check_search(
     if seconds is not None and not (isinstance(seconds, Real) and seconds > 0):
         raise ConfigError(f"`seconds` is how long plans are tried, > 0, got {seconds!r}")
     check_workers(workers, model)
+    if seconds is not None and candidates == 1:
+        raise ConfigError(
+            f"{seconds=} is how long plans are tried, and there is one: give `candidates`, how "
+            "many at most, or leave out `seconds`"
+        )
 
 
 def search(
@@ -285,7 +293,12 @@ class _Drawer:
         task = self._task
         scores = task.orders[point.order]
         plan = allocate_and_bound(
-            task.groups, scores, task.budget, damage, multiple_of=task.multiple_of
+            task.groups,
+            scores,
+            task.budget,
+            damage,
+            multiple_of=task.multiple_of,
+            max_ratio=task.max_ratio,
         ).plan
         key = tuple(plan.channels.items())
         if key in self._seen:
