@@ -1,6 +1,7 @@
 """Prune one network, prove it, and write down what it took."""
 
 import random
+import re
 import resource
 import time
 import traceback
@@ -121,7 +122,10 @@ def _reasons(groups: prunella.Groups) -> tuple[tuple[str, int, int, float], ...]
     """
     frozen = defaultdict(list)
     for group in groups.frozen:
-        for reason in {f"{why.reason} (`{why.op}`)": why for why in group.frozen}:
+        # A line of code is named by its library, wherever that is installed here.
+        for reason in {
+            re.sub(r"\S*site-packages/", "", f"{why.reason} (`{why.op}`)") for why in group.frozen
+        }:
             frozen[reason].append(group)
     costs = [(prod((term.factor, *map(len, term.dims))), term.dims) for term in groups.terms]
     every = max(sum(cost for cost, _ in costs), 1)
