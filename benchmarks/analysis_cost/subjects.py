@@ -91,6 +91,6 @@ SUBJECTS = {
         dogs.mobilenet_v2,
         _animals,
         (0.1, 0.3, 0.5, 0.7, 0.9),
-        (4, 8),
+        (4, 6, 8),
     ),
 }
