@@ -18,8 +18,6 @@ from prunella.plan import check_kind
 Loss = Callable[[Any, int], Tensor]
 """A scalar of the model's outputs on the batch of that index."""
 
-_NONE = "the calibration data hold no batch; a few hundred samples are enough"
-
 _SAMPLES, _BYTES = 2048, 2**30
 
 log = logging.getLogger("prunella")
@@ -47,7 +45,7 @@ class Calibration:
                 )
             object.__setattr__(self, "batches", list(self.batches))  # read more than once
         if not len(self.batches):
-            raise ConfigError(_NONE)
+            raise ConfigError("the calibration data hold no batch; a few hundred samples will do")
 
 
 Data = Calibration | Iterable[Any]
@@ -82,8 +80,6 @@ def calibration(data: Data, inputs: int = 1, device: torch.device | str = "cpu")
     given = [data] if isinstance(data, Tensor) else data
     read = (_arguments(batch, inputs, device) for batch in given)
     batches = list(read) if isinstance(given, Sequence) else _enough(read)
-    if not batches:
-        raise ConfigError(_NONE)
     _check(batches)
     return Calibration(batches)
 

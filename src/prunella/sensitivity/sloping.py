@@ -94,17 +94,16 @@ def _loss(labelled: Calibration) -> Loss:
 
 def _scalar(loss: Loss, outputs: Any, index: int) -> Tensor:
     value = loss(outputs, index)
-    if not isinstance(value, Tensor) or value.numel() != 1 or not bool(value.isfinite().all()):
-        found = (
-            type(value).__name__
-            if not isinstance(value, Tensor)
-            else f"{float(value.detach()):g}"
-            if value.numel() == 1
-            else f"a tensor of shape {tuple(value.shape)}"
-        )
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ConfigError(
-            f"the loss of `labelled` is {found} on batch {index}; loss(outputs, index) returns a "
-            "tensor with one finite number, the mean over that batch, as it is before `.item()`"
+            f"the loss of `labelled` is of {found} on batch {index}; loss(outputs, index) returns "
+            "a tensor with one number, the mean over that batch, as it is before `.item()`"
+        )
+    if not value.isfinite():
+        raise ConfigError(
+            f"the loss of `labelled` is no finite number on batch {index} of the dense model; "
+            "check its labels, and what the model returns"
         )
     return value.reshape(())
 
