@@ -1,6 +1,8 @@
 """Prune with Prunella: without data, and with calibration images."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 
 import prunella
 from benchmarks.accuracy.case import Case, Method, Pruned
@@ -9,14 +11,22 @@ from prunella.repairing.reconstructing import reconstruct
 from prunella.sensitivity.valuing import value
 
 TOOL = "Prunella"
+STREAM = "conv1"
 
 
 def methods() -> list[Method]:
-    """List what a user gets without and with data."""
+    """List what a user gets without and with data, on all channels and inside blocks alone."""
+    inside = partial(calibrated, exclude=STREAM)
     return [
         Method(TOOL, "no data", by_default),
-        Method(TOOL, "calibration", calibrated, "images", seeded=True, recalibrates=False),
+        defaults(),
+        replace(defaults(), setting="calibration, inside", run=inside),
     ]
+
+
+def defaults() -> Method:
+    """Return what a user gets with data who sets nothing else."""
+    return Method(TOOL, "calibration", calibrated, "images", seeded=True, recalibrates=False)
 
 
 def by_default(case: Case) -> Iterator[Pruned]:
@@ -25,7 +35,7 @@ def by_default(case: Case) -> Iterator[Pruned]:
         yield removed, prunella.prune(case.dense, case.example, macs=case.share(removed)).model
 
 
-def calibrated(case: Case) -> Iterator[Pruned]:
+def calibrated(case: Case, exclude: str | None = None) -> Iterator[Pruned]:
     """Prune with `calibration` for each budget.
 
     `prune` would measure the same damage for each budget again: it is measured once and handed in.
@@ -36,6 +46,11 @@ def calibrated(case: Case) -> Iterator[Pruned]:
     damage = value(case.dense, groups, found, data).damage
     for removed in case.budgets:
         result = prunella.prune(
-            case.dense, case.example, macs=case.share(removed), calibration=data, damage=damage
+            case.dense,
+            case.example,
+            macs=case.share(removed),
+            calibration=data,
+            damage=damage,
+            exclude=exclude or (),
         )
         yield removed, result.model

@@ -87,7 +87,7 @@ def recipes(network: str, epochs: int | None, limit: int | None) -> list[Method]
         epochs: In place of the network's.
         limit: See `Training`.
     """
-    way, count = ours.methods()[-1], epochs or EPOCHS[network] // 2
+    way, count = ours.defaults(), epochs or EPOCHS[network] // 2
     found = [replace(way, training=Training(count, changed, limit)) for changed in CHANGES]
     return [replace(way, seeded=True, recalibrates=False) for way in found]
 
@@ -100,7 +100,7 @@ def rounds(network: str, epochs: int | None, limit: int | None) -> list[Method]:
         epochs: In place of `ROUNDS`, all rounds together.
         limit: See `Training`.
     """
-    way, count = ours.methods()[-1], epochs or ROUNDS[network]
+    way, count = ours.defaults(), epochs or ROUNDS[network]
     trainings = [Training(count, (), limit, (part,) * 2) for part in (count // 3, count // 6)]
     found = [replace(way, training=Training(count, (), limit))]
     found += [replace(way, training=each, run=partial(_again, way, each)) for each in trainings]
@@ -118,7 +118,7 @@ def long(network: str, epochs: int | None, limit: int | None) -> list[Method]:
     if network not in LONG:
         return []
     training = Training(epochs or LONG[network], (), limit, everything=True)
-    way = ours.methods()[-1]
+    way = ours.defaults()
     return [replace(way, training=training, seeded=True, recalibrates=False)]
 
 
