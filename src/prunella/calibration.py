@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils.data import Dataset, IterableDataset
 
 from prunella.errors import ConfigError
 from prunella.model.examples import Arguments, samples_in
@@ -76,6 +77,12 @@ def calibration(data: Data, inputs: int = 1, device: torch.device | str = "cpu")
         raise ConfigError(
             "calibration data are batches, in a list or a data loader, or a lone tensor, got "
             f"{type(data).__name__}"
+        )
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        raise ConfigError(
+            f"a data set ({type(data).__name__}) gives single samples, and calibration data are "
+            "batches: write `DataLoader(dataset, batch_size=64, shuffle=True)`, or, of one whose "
+            "items are batches, `list(dataset)`"
         )
     given = [data] if isinstance(data, Tensor) else data
     read = (_arguments(batch, inputs, device) for batch in given)

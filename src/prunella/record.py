@@ -119,9 +119,9 @@ class AttemptRecord:
 
     `target` maps "macs" and "params" to the share of the dense model that may remain; `macs` and
     `params` are what did remain. `latency` is the milliseconds predicted where a budget is on time,
-    `timed` what the stopwatch said if it was asked. `pruned_metric` is before finetuning, `metric`
-    after it (None until then), both on the valid split. `reason` says why the attempt was (not)
-    accepted.
+    `found` what the stopwatch or a search said of its plan. `pruned_metric` is before finetuning,
+    `metric` after it (None until then), both on the valid split. `reason` says why the attempt was
+    (not) accepted.
     """
 
     number: int
@@ -136,7 +136,7 @@ class AttemptRecord:
     reason: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
     latency: float | None = None
-    timed: str = ""
+    found: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import prunella
-from prunella.allocating import Damage, allocate_and_bound
+from prunella.allocating import Damage, allocate_and_bound, exact
 from prunella.allocating.choosing import Chooser
 from prunella.allocating.levels import ladder
 from prunella.allocating.multiples import multiples
+from prunella.allocating.problem import Problem
 from prunella.costs import count_activation_bytes, count_weight_bytes
 from prunella.costs.memory import peak
 from prunella.costs.predicted import byte_terms, evaluate, mac_terms, param_terms
@@ -241,7 +242,8 @@ def test_how_good_a_choice_is_is_logged_of_the_one_that_is_asked_for(
     assert "predicted damage" in found.remarks[0]
     assert not caplog.records
     prunella.allocate(groups, scores, budget, lambda name, kept: 1 / (1 + kept))
-    assert [record.message for record in caplog.records] == list(found.remarks)
+    said = [record.message for record in caplog.records]
+    assert said == [*found.remarks, *found.warnings]
 
 
 def test_groups_without_a_multiple_stay_and_are_named(caplog: pytest.LogCaptureFixture) -> None:
@@ -311,6 +313,50 @@ def test_a_largest_ratio_holds_until_the_budget_cannot_be_met() -> None:
     assert len(even.channels["2"]) == 16
     with pytest.raises(ConfigError, match="max_ratio is a share"):
         kept(0.5, max_ratio=1.5)
+
+
+def test_further_attempts_do_not_raise_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They leave out what is at the very limit, and that may be the best."""
+    _, _, groups, scores = traced("residual")
+    solve_exactly, found = exact.solve_exactly, []
+
+    def again(problem: Problem, alive: exact.Alive, seconds: float) -> exact.Found:
+        best = solve_exactly(problem, alive, seconds)
+        with monkeypatch.context() as patched:
+            refused = iter([False, False])  # as if rounding had let them exceed the budget
+            patched.setattr(Problem, "fits", lambda self, state: next(refused, True))
+            found.append((best, solve_exactly(problem, alive, seconds)))
+        return best
+
+    monkeypatch.setattr(exact, "solve_exactly", again)
+    for seed in range(6):
+        damage = drawn(groups, seed, bumpy=True)
+        best = allocate_and_bound(groups, scores, prunella.Budget(macs=0.5), damage).plan.after
+        allocate_and_bound(groups, scores, prunella.Budget(macs=best.macs), damage)
+    assert len(found) > 6
+    assert any(best.state != last.state for best, last in found), "one left out the best"
+    assert all(last.bound <= best.bound + 1e-9 for best, last in found)
+
+
+def test_what_could_not_be_had_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    _, _, groups, scores = traced("residual")
+    budget = prunella.Budget(macs=0.1)
+    found = allocate_and_bound(groups, scores, budget, max_ratio=0.5)
+    warning = found.warnings[0]
+    assert warning.startswith("the budget cannot be kept within max_ratio: ")
+    least = min(found.plan.channels.items(), key=lambda item: len(item[1]))
+    assert f"{least[0]} keeps {len(least[1])} of {found.plan.sizes[least[0]]} channels (" in warning
+    assert "max_ratio" not in str(allocate_and_bound(groups, scores, budget).warnings)
+    coarse = allocate_and_bound(groups, scores, prunella.Budget(macs=0.6), multiple_of=4)
+    assert coarse.warnings == (
+        f"of at most {int(0.6 * coarse.plan.before.macs):,} macs the best choice leaves "
+        f"{coarse.plan.after.macs:,} macs",
+    )
+    caplog.clear()
+    prunella.allocate(groups, scores, budget, max_ratio=0.5)
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == list(
+        found.warnings
+    )
 
 
 def test_with_no_damage_at_all_the_budget_is_used_up() -> None:

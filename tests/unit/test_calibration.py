@@ -70,3 +70,12 @@ def test_no_batch_is_an_error(batches: Any) -> None:
 def test_what_are_no_batches_is_an_error() -> None:
     with pytest.raises(ConfigError, match="got int"):
         Calibration(3)  # type: ignore[arg-type]
+
+
+def test_a_data_set_is_no_batches() -> None:
+    """Its items are samples: three channels would be read as a batch of three."""
+    samples = TensorDataset(torch.randn(70, 3, 8, 8), torch.zeros(70))
+    with pytest.raises(ConfigError, match=r"a data set \(TensorDataset\) gives single samples"):
+        calibration(samples)
+    batches = calibration(DataLoader(samples, batch_size=64)).batches
+    assert [samples_in(batch) for batch in batches] == [64, 6]

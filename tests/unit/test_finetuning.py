@@ -99,7 +99,8 @@ def test_one_step_and_steps_beyond_the_last() -> None:
     [
         ({"epochs": 0}, "epochs is at least 1, got 0"),
         ({"lr": 0.0}, "lr is greater than 0"),
-        ({"lr": math.nan}, "lr is greater than 0, got nan"),
+        ({"lr": math.nan}, "lr is greater than 0 and finite, got nan"),
+        ({"lr": math.inf}, "lr is greater than 0 and finite, got inf"),
         ({"decay": "exp"}, "decay is one of cosine, linear, step, constant, got 'exp'"),
         ({"warmup": 1.0}, r"warmup is a share of the steps in \[0, 1\)"),
         ({"distill": 1.5}, r"distill is a share of the loss in \[0, 1\], got 1.5"),

@@ -130,13 +130,13 @@ def test_a_run_spends_time_in_rounds_and_is_timed(
     assert first.target == {"latency": pytest.approx(0.5**0.5)}
     assert first.latency is not None
     assert 0.65 * DENSE < first.latency <= 0.5**0.5 * DENSE
-    assert not first.timed
+    assert not first.found
     assert last.target == {"latency": pytest.approx(0.5)}
     assert last.latency is not None
     # Half as predicted would take 57%: the plan was corrected on the stopwatch.
-    assert last.timed.startswith("plans timed: 3; ")
+    assert last.found.startswith("plans timed: 3; ")
     assert last.latency < 0.45 * DENSE
-    assert re.search(r"4\.\d+ ms .*; asked 4\.1 ms, predicted 3", last.timed)
+    assert re.search(r"4\.\d+ ms .*; asked 4\.1 ms, predicted 3", last.found)
     held = record.latency_budget
     assert held is not None
     final = prunella.load(tmp_path / "final", Context(timed(tmp_path)).dense)
@@ -151,7 +151,7 @@ def test_a_run_spends_time_in_rounds_and_is_timed(
     page = html.unescape(render(record))
     assert f"asked {bound}, at most 4.1 ms" in page
     assert "Latency (torch)" in page
-    assert last.timed in page
+    assert last.found in page
 
 
 def test_nothing_is_measured_again(
@@ -194,7 +194,7 @@ def test_a_smaller_step_takes_less_time_away(
     record = pipeline.run(timed(tmp_path, prune__rounds=1)).record
     attempts = [attempt for found in record.rounds for attempt in found.attempts]
     assert [round(attempt.target["latency"], 3) for attempt in attempts] == [0.5, 0.707, 0.5]
-    assert [bool(attempt.timed) for attempt in attempts] == [True, False, True]
+    assert [bool(attempt.found) for attempt in attempts] == [True, False, True]
     assert record.outcome == "done"
 
 

@@ -206,9 +206,11 @@ def test_a_budget_that_the_dense_model_keeps_says_so(macs: float) -> None:
 
 
 def test_multiples_that_leave_no_choice_are_named(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(BudgetError, match=r"lower `multiple_of`, or exclude less"):
+    with pytest.raises(BudgetError, match=r"lower `multiple_of`, or exclude less") as caught:
         prunella.prune(convs(16, 24), IMAGE, macs=0.5, multiple_of=32)
-    assert "0 (16 channels), 3 (24 channels)" in caplog.text
+    assert "no choice but all channels to 0 (16 channels), 3 (24 channels)" in str(caught.value)
+    prunella.prune(convs(16, 64), IMAGE, macs=0.8, multiple_of=32)
+    assert "no choice but all channels to 0 (16 channels)" in caplog.text
 
 
 @pytest.mark.parametrize("odd", [4.0, math.nan, math.inf, True, 0])

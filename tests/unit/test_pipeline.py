@@ -22,7 +22,7 @@ from prunella.costs import count_activation_bytes, count_weight_bytes
 from prunella.errors import BudgetError, ConfigError, TaskError, WorkspaceError
 from prunella.finetuning.fingerprints import data_digest
 from prunella.model.examples import samples_in
-from prunella.pipeline import exporting, healing, rounds, stages, suggesting, verbs
+from prunella.pipeline import exporting, healing, planning, rounds, stages, suggesting, verbs
 from prunella.pipeline.context import Context, share_of
 from prunella.pipeline.judging import floor_of
 from prunella.pipeline.repairing import inputs_of, ranking
@@ -719,6 +719,55 @@ def test_what_was_measured_with_other_settings_is_not_passed_over_in_silence(
     assert "what was measured is not used: the settings.ratios" in said.text
 
 
+def test_of_several_budgets_all_are_kept_to_in_every_suggestion(tmp_path: Path) -> None:
+    rows = pipeline.suggest(settings(tmp_path, budget__params=0.6)).rows
+    assert len(rows) > 3
+    assert all(row.left["params"] <= 0.6 for row in rows)
+    assert all(row.left["macs"] <= row.budget["macs"] for row in rows)
+    assert [row.budget["macs"] for row in rows if row.asked] == [0.5]
+
+
+def test_a_run_keeps_multiples(tmp_path: Path) -> None:
+    config = settings(tmp_path, prune__multiple_of=4)
+    assert all(not kept % 4 for row in pipeline.suggest(config).rows for _, _, kept in row.groups)
+    record = pipeline.run(config).record
+    kept = [group.kept for found in record.rounds for group in found.attempts[-1].groups]
+    assert min(kept) < 12
+    assert not any(count % 4 for count in kept)
+    with pytest.raises(BudgetError, match="lower `multiple_of`"):
+        pipeline.run(settings(tmp_path / "coarse", prune__multiple_of=4, budget__macs=0.05))
+
+
+def test_a_run_takes_the_best_of_several_plans(tmp_path: Path) -> None:
+    config = settings(tmp_path, prune__rounds=1, prune__candidates=5)
+    [found] = pipeline.run(config).record.rounds
+    best, first = map(
+        float,
+        re.match(  # type: ignore[union-attr]
+            r"best of [2-5] plans: divergence (\S+) against (\S+) of the first",
+            found.attempts[0].found,
+        ).groups(),
+    )
+    assert best <= first
+    assert found.attempts[0].found in (tmp_path / "report.html").read_text()
+    alone = pipeline.run(settings(tmp_path, prune__rounds=1)).record.rounds[0].attempts[0]
+    assert not alone.found, "other settings, another plan"
+
+
+def test_plans_are_compared_where_they_can_be(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the 5 `candidates` are each judged after their repair"):
+        settings(tmp_path, prune__candidates=5, prune__repair=False)
+    with pytest.raises(ConfigError, match=r"with `budget\.latency` one plan is made and timed"):
+        settings(tmp_path, prune__candidates=5, budget__latency=0.5)
+
+
+def test_a_run_says_what_it_could_not_keep(tmp_path: Path) -> None:
+    config = settings(tmp_path, budget__macs=0.2, prune__max_ratio=0.3)
+    for _ in range(2):  # the second time nothing is pruned anew
+        notes = pipeline.run(config).record.notes
+        assert any("the budget cannot be kept within max_ratio: " in note for note in notes)
+
+
 def test_data_no_seed_decides_have_no_fingerprint() -> None:
     task = tasks.load(str(TASK))
     generator = torch.Generator()
@@ -767,7 +816,7 @@ def test_a_layer_down_to_its_last_head_is_pruned_further(size: int) -> None:
     notes: list[str] = []
     config = load(None, {"prune.max_ratio": 0.5})
     context: Any = SimpleNamespace(config=config, groups=whole, note=notes.append)
-    damage, most = stages.damage_of(context, measured, groups), stages.most(context, groups)
+    damage, most = planning.damage_of(context, measured, groups), planning.most(context, groups)
     assert damage(name, size) == 0
     assert damage(name, 1) > 0, "the heads were found to be free, not what is in the last one"
     assert most[name] == 0.5
@@ -787,7 +836,7 @@ def test_no_group_is_emptied_while_another_can_give() -> None:
     assert len(prunella.allocate(groups, scores, budget, flat.damage).channels["0"]) < 8
     config = load(None, {"prune.max_ratio": 0.5})
     context: Any = SimpleNamespace(config=config, groups=groups, note=print)
-    damage, most = stages.damage_of(context, flat, groups), stages.most(context, groups)
+    damage, most = planning.damage_of(context, flat, groups), planning.most(context, groups)
     held = prunella.allocate(groups, scores, budget, damage, max_ratio=most)
     assert len(held.channels["0"]) >= 8
 

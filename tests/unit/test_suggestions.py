@@ -103,7 +103,7 @@ def test_the_last_round_may_have_epochs_of_its_own() -> None:
         ({"lr": [0.1, 0.2]}, "got [0.1, 0.2]"),
         ({"epochs": 2.5}, "`epochs`: input should be a valid integer"),
         ({"decay": "cos"}, "`decay`: input should be 'cosine', 'linear', 'step' or 'constant'"),
-        ({"lr": -1.0}, "`settings` of task `tiny`, lr is greater than 0, got -1.0"),
+        ({"lr": -1.0}, "`settings` of task `tiny`, lr is greater than 0 and finite, got -1.0"),
         (["lr"], "`settings` of task `tiny` is a mapping such as {'lr': 0.01}, got list"),
     ],
 )

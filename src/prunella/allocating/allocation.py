@@ -1,8 +1,9 @@
 """Decide how many channels each group loses, and which: groups + scores + budget -> `Plan`."""
 
 import logging
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import SupportsFloat
 
@@ -19,13 +20,14 @@ from prunella.costs.ladders import Ladder
 from prunella.costs.memory import peak
 from prunella.costs.timed import LatencyModel
 from prunella.coupling.counting import Cluster
-from prunella.errors import ConfigError, NothingToPruneError
+from prunella.errors import BudgetError, ConfigError, NothingToPruneError
 from prunella.plan import Budget, Costs, Groups, Plan, Scores, check_kind, nearest
 
 MaxRatio = float | Mapping[str, float]
 """The largest ratio of all groups, or one by group name; groups not named may lose anything."""
 
 _NAMED = 5
+_ROUNDING = 1e-6  # 1 - 0.8 is a little less than 0.2
 
 log = logging.getLogger("prunella")
 
@@ -38,13 +40,15 @@ class Allocation:
         plan: What is kept.
         damage: Predicted damage in all; None without predictions, or under a ratio.
         bound: No choice of levels within the budget does less; None where nothing is known.
-        remarks: How good the choice is, and what is nearest where a budget cannot be used up.
+        remarks: How good the choice is.
+        warnings: What was asked and could not be had, as all groups within their largest ratio.
     """
 
     plan: Plan
     damage: float | None = None
     bound: float | None = None
     remarks: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def gap(self) -> float | None:
@@ -76,9 +80,9 @@ def allocate(
             loses the same share.
         multiple_of: Every axis that is cut keeps a multiple of so many positions: one number, or
             one by group name. Any number of heads of 64 is a multiple of 8. Groups too small for
-            that stay whole, and the log names them.
+            that stay whole, and a warning names them.
         max_ratio: The largest ratio that groups lose under a budget, unless it cannot be kept
-            otherwise: one number, or one by group name.
+            otherwise (a warning names those that lose more): one number, or one by group name.
         latency_model: The network's time (`prunella.latency.profile`), for a budget on it.
 
     Returns:
@@ -106,6 +110,8 @@ def told(found: Allocation) -> Plan:
     """Log how good a choice is, and return its plan: for the one that is carried out."""
     for remark in found.remarks:
         log.info("%s", remark)
+    for warning in found.warnings:
+        log.warning("%s", warning)
     return found.plan
 
 
@@ -209,15 +215,20 @@ def _under(
             "budget"
         )
     ladders = [ladder(chooser, c, asked) for c, asked in zip(chooser.clusters, of, strict=True)]
-    _name_whole(chooser.clusters, of, ladders)
+    whole = tuple(_whole(chooser.clusters, of, ladders))
     if meters.latency is not None:
         ladders = worthwhile(chooser, of, ladders, meters)
-    fitted = fit(room, reachable(room, ladders, dense), damage)
+    try:
+        ladders = reachable(room, ladders, dense)
+    except BudgetError as cause:
+        raise BudgetError("; ".join((str(cause), *whole)), reachable=cause.reachable) from None
+    fitted = fit(room, ladders, damage)
     mask = chooser.mask(fitted.counts)
     plan = make_plan(groups, mask, chooser.layout)
     plan = replace(plan, before=dense, after=meters.costs(mask))
     found = Allocation(plan, fitted.damage, fitted.bound)
-    return replace(found, remarks=tuple(_remarks(room, found)))
+    warnings = (*whole, *_emptied(plan, most), *_left_over(room, plan.after))
+    return replace(found, remarks=tuple(_remarks(found)), warnings=warnings)
 
 
 def _margins(room: Room, dense: Costs) -> str:
@@ -238,26 +249,48 @@ def _model_for(budget: Budget, model: LatencyModel | None) -> LatencyModel | Non
     return model
 
 
-def _name_whole(
+def _whole(
     clusters: Sequence[Cluster], of: Sequence[Multiples], ladders: Sequence[Ladder]
-) -> None:
+) -> Iterator[str]:
     """Name the groups that stay because nothing below all of them is a multiple."""
     sizes = Counter[str]()
     for cluster, asked, found in zip(clusters, of, ladders, strict=True):
         if len(asked.of) and len(found) == 1:
             for atom in cluster.atoms:
                 sizes[atom.group] += len(atom.channels)
-    names = [f"{group} ({size} channels)" for group, size in sizes.items()]
+    if sizes:
+        listed = _some(f"{group} ({size} channels)" for group, size in sizes.items())
+        yield f"multiple_of leaves no choice but all channels to {listed}"
+
+
+def _emptied(plan: Plan, most: Mapping[str, float]) -> Iterator[str]:
+    """Name the groups that lose more than their largest ratio."""
+    least = {
+        name: math.ceil((1 - ratio) * plan.sizes[name] - _ROUNDING) for name, ratio in most.items()
+    }
+    names = [
+        f"{name} keeps {len(kept)} of {plan.sizes[name]} channels ({least[name]} asked)"
+        for name, kept in plan.channels.items()
+        if len(kept) < least.get(name, 0)
+    ]
     if names:
-        more = ", ..." if len(names) > _NAMED else ""
-        listed = ", ".join(names[:_NAMED])
-        log.warning("multiple_of leaves no choice but all channels to %s%s", listed, more)
+        yield f"the budget cannot be kept within max_ratio: {_some(names)}"
 
 
-def _remarks(room: Room, found: Allocation) -> Iterator[str]:
+def _left_over(room: Room, left: Costs) -> Iterator[str]:
+    """Say what is left of a budget that cannot be used up."""
+    if not used_up(room, left):
+        for name, limit in room.limits.items():
+            found = written(name, getattr(left, name))
+            yield f"of at most {written(name, limit)} the best choice leaves {found}"
+
+
+def _remarks(found: Allocation) -> Iterator[str]:
     if found.damage and found.gap is not None and np.isfinite(found.gap):
         yield f"predicted damage {found.damage:.4g}, within {found.gap:.2%} of the least"
-    if not used_up(room, found.plan.after):
-        for name, limit in room.limits.items():
-            left = written(name, getattr(found.plan.after, name))
-            yield f"of at most {written(name, limit)} the best choice leaves {left}"
+
+
+def _some(names: Iterable[str]) -> str:
+    """List names, but not all of very many."""
+    found = list(names)
+    return ", ".join(found[:_NAMED]) + (", ..." if len(found) > _NAMED else "")

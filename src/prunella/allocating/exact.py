@@ -51,7 +51,7 @@ def solve_exactly(problem: Problem, alive: Alive, seconds: float) -> Found:
         seconds: When to give up; the bound then says how far it came.
     """
     program = _program(problem, alive)
-    slack = 0.5
+    bound, slack = np.inf, 0.5
     for _ in range(_ATTEMPTS):
         found = milp(
             program.objective,
@@ -63,10 +63,11 @@ def solve_exactly(problem: Problem, alive: Alive, seconds: float) -> Found:
             ],
             options={"time_limit": seconds, "node_limit": _NODES, "mip_rel_gap": 0.0},
         )
-        bound = -np.inf if found.mip_dual_bound is None else float(found.mip_dual_bound)
         if found.status == 2:  # infeasible: what is known already is the best
-            return Found(None, np.inf)
-        bound = bound / program.scale
+            return Found(None, bound)
+        below = -np.inf if found.mip_dual_bound is None else float(found.mip_dual_bound)
+        # Later attempts leave out choices at the very limit, of which their bound says nothing.
+        bound = min(bound, below / program.scale)
         if found.x is None:
             return Found(None, bound)
         state = program.read(found.x, alive)

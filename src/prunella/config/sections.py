@@ -198,6 +198,11 @@ class PruneSection(_Section):
     max_ratio: Removed = 0.8
     """No group loses more of its dense channels, unless the budget cannot be met otherwise: a group
     measured alone seems cheap to empty, but what is gone no finetuning brings back."""
+    multiple_of: int = Field(default=1, ge=1)
+    """Every axis that is cut keeps a multiple of so many positions, as some hardware likes (8)."""
+    candidates: int = Field(default=1, ge=1)
+    """Plans to try in each round, all within the budget: each is repaired, and judged on training
+    inputs by how near its outputs stay to those before. For those who train little."""
     rounds: int = Field(default=1, ge=1)
     """Rounds of prune and finetune until the budget, each removing the same share of the rest. With
     as many epochs in all, fewer end better; where one misses the floor, there are more."""
@@ -214,6 +219,15 @@ class PruneSection(_Section):
                 except re.error as cause:
                     raise ValueError(f"{entry!r} is no regular expression: {cause}") from cause
         return exclude
+
+    @model_validator(mode="after")
+    def _repaired(self) -> "PruneSection":
+        if self.candidates > 1 and not self.repair:
+            raise ValueError(
+                f"the {self.candidates} `candidates` are each judged after their repair: leave "
+                "`repair` on, or leave out `candidates`"
+            )
+        return self
 
 
 class FinetuneSection(_Section):
@@ -302,6 +316,15 @@ class Config(_Section):
     prune: PruneSection = Field(default_factory=PruneSection)
     finetune: FinetuneSection = Field(default_factory=FinetuneSection)
     run: RunSection = Field(default_factory=RunSection)
+
+    @model_validator(mode="after")
+    def _one_plan_on_time(self) -> "Config":
+        if self.prune.candidates > 1 and self.budget.latency is not None:
+            raise ValueError(
+                "`prune.candidates` are tried within budgets that can be predicted exactly; with "
+                "`budget.latency` one plan is made and timed. Leave out one of the two"
+            )
+        return self
 
     @property
     def folder(self) -> Path:

@@ -61,15 +61,19 @@ class Recipe:
     def __post_init__(self) -> None:
         rules = {
             f"epochs is at least 1, got {self.epochs}": self.epochs >= 1,
-            f"lr is greater than 0, got {self.lr}": self.lr > 0,
+            f"lr is greater than 0 and finite, got {self.lr}": 0 < self.lr < math.inf,
             f"decay is one of {', '.join(DECAYS)}, got {self.decay!r}": self.decay in DECAYS,
             f"warmup is a share of the steps in [0, 1), got {self.warmup}": 0 <= self.warmup < 1,
             f"optimizer is 'sgd' or 'adamw', got {self.optimizer!r}": self.optimizer
             in ("sgd", "adamw"),
             f"momentum is in [0, 1), got {self.momentum}": 0 <= self.momentum < 1,
-            f"weight_decay is at least 0, got {self.weight_decay}": self.weight_decay >= 0,
+            f"weight_decay is at least 0 and finite, got {self.weight_decay}": (
+                0 <= self.weight_decay < math.inf
+            ),
             f"distill is a share of the loss in [0, 1], got {self.distill}": 0 <= self.distill <= 1,
-            f"temperature is greater than 0, got {self.temperature}": self.temperature > 0,
+            f"temperature is greater than 0 and finite, got {self.temperature}": (
+                0 < self.temperature < math.inf
+            ),
             f"feature_distill is at least 0 and finite, got {self.feature_distill}": (
                 0 <= self.feature_distill < math.inf
             ),

@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import nn
 
-from prunella.allocating import Allocation, told
+from prunella.allocating import Allocation
 from prunella.costs.latency import RESOLUTION, Latency, Speedup, compare, speedup
 from prunella.costs.timed import LatencyModel
 from prunella.errors import BudgetError, NothingToPruneError
-from prunella.plan import Budget, Groups, Plan, milliseconds
+from prunella.plan import Budget, Groups, milliseconds
 from prunella.runtimes import Runtime, prepare
 from prunella.transforming.transforming import smaller
 
@@ -108,7 +108,7 @@ def meet(  # noqa: PLR0913 - a stage of its own
     dense: nn.Module | None = None,
     tries: int = TRIES,
     seconds: float = SECONDS,
-) -> tuple[Plan, Met]:
+) -> tuple[Allocation, Met]:
     """Allocate until the pruned network's time is what was asked.
 
     Args:
@@ -117,7 +117,7 @@ def meet(  # noqa: PLR0913 - a stage of its own
         inputs: Arguments and keyword arguments that are timed.
         budget: With a latency, of which the others stay as they are.
         latency_model: Of this network.
-        allocate: Makes the plan for a budget; only the one that is returned is told of.
+        allocate: Makes the plan for a budget.
         dense: The model whose time the budget speaks of, where `model` is pruned already.
         tries: Plans to time, at most.
         seconds: For each.
@@ -155,7 +155,6 @@ def meet(  # noqa: PLR0913 - a stage of its own
                 break
             factor *= min(max(1 / met.used, _STEP[0]), _STEP[1])
     choice, met = _best(found)
-    plan = told(choice)
     if not met.kept:
         log.warning(
             "the budget of %s on latency is not kept: the fastest of %d plans takes %s",
@@ -163,7 +162,7 @@ def meet(  # noqa: PLR0913 - a stage of its own
             len(found),
             met.pruned,
         )
-    return plan, replace(met, tries=len(found))
+    return choice, replace(met, tries=len(found))
 
 
 def judged(

@@ -16,7 +16,13 @@ def reachable(context: Context, budget: Budget) -> dict[str, float]:
         NothingToPruneError: The budget is met by the dense model.
     """
     scores = score(context.dense, context.groups)  # which channels go changes no cost
-    allocate_and_bound(context.groups, scores, budget, latency_model=context.latency_model)
+    allocate_and_bound(
+        context.groups,
+        scores,
+        budget,
+        multiple_of=context.config.prune.multiple_of,
+        latency_model=context.latency_model,
+    )
     limits = budget.resolve(context.priced)
     return {name: _share(limit, getattr(context.priced, name)) for name, limit in limits.items()}
 

@@ -262,7 +262,7 @@ def _attempt(attempt: Attempt) -> AttemptRecord:
         reason=verdict.get("reason", ""),
         seconds=seconds,
         latency=pruned.get("latency"),
-        timed=pruned.get("timed", ""),
+        found=pruned.get("found", ""),
     )
 
 

@@ -5,13 +5,12 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 from torch import nn
 
 from prunella import sensitivity as analysis
-from prunella.allocating import allocate_and_bound
+from prunella.allocating import told
 from prunella.finetuning.feeding import own_chance
 from prunella.finetuning.fingerprints import DRAWS
 from prunella.masking import mask
@@ -20,11 +19,11 @@ from prunella.model.structure import weights_digest
 from prunella.pipeline.budgets import shares
 from prunella.pipeline.context import Context, share_of
 from prunella.pipeline.keeping import making_way
+from prunella.pipeline.planning import damage_of, plan_for
 from prunella.pipeline.remembering import Made, remembered
 from prunella.pipeline.repairing import ranking, repaired
 from prunella.pipeline.slots import Slot, forget_after
-from prunella.pipeline.timing import plan_for
-from prunella.plan import Group, Groups, Plan
+from prunella.plan import Groups, Plan
 from prunella.progress import Progress
 from prunella.runtimes.in_torch import threads_set
 from prunella.sensitivity import Sensitivity
@@ -217,6 +216,8 @@ def cut(
             **chosen_by(context),
             "exclude": list(context.config.prune.exclude),
             "max_ratio": context.config.prune.max_ratio,
+            "multiple_of": context.config.prune.multiple_of,
+            "candidates": context.config.prune.candidates,
         },
     }
     if context.latency_model is not None:
@@ -234,9 +235,8 @@ def cut(
         groups = context.groups if first else context.groups_of(start.model)
         scores = ranking(context, start.model, groups).scores
         damage = damage_of(context, Sensitivity.from_json(text), groups)
-        limits = most(context, groups)
-        choose = partial(allocate_and_bound, groups, scores, damage=damage, max_ratio=limits)
-        plan, met = plan_for(context, start.model, groups, target, choose, last=last)
+        found = plan_for(context, start.model, groups, target, scores, damage, last=last)
+        plan = told(found.allocation)
         healed = repaired(context, start.model, plan)
         pruned, proof = transform_and_prove(healed, plan, context.example, {})
         whole = plan_of(pruned)
@@ -248,7 +248,8 @@ def cut(
         return {
             "target": dict(target),
             **{name: getattr(whole.after, name) for name in ("macs", "params", *target)},
-            **({} if met is None else {"timed": f"plans timed: {met.tries}; {met}"}),
+            **({"found": found.how} if found.how else {}),
+            "warnings": found.allocation.warnings,
             "groups": kept_of(context.groups, whole),
             "pruned_metric": value,
             "certificate": asdict(proof),
@@ -256,7 +257,10 @@ def cut(
             "seconds": time.perf_counter() - began,
         }, (f"{slot.name}/pruned", step)
 
-    return remembered(context, slot.record("prune"), inputs, make)
+    entry = remembered(context, slot.record("prune"), inputs, make)
+    for warning in entry.payload["warnings"]:
+        context.note(f"{slot}: {warning}", said=True)  # when the plan was made
+    return entry
 
 
 def just_pruned(context: Context, slot: Slot, pruned: nn.Module) -> float | None:
@@ -301,52 +305,3 @@ def chosen_by(context: Context) -> dict[str, Any]:
         found |= {"calibration": settings.calibration, "inputs": context.data["train"]}
         found["seed"] = context.config.run.seed  # it says which inputs are drawn
     return found
-
-
-def most(context: Context, groups: Groups) -> dict[str, float]:
-    """Return by group the largest ratio that leaves what `max_ratio` says of the dense model's."""
-    dense = _dense_ones(context.groups, groups)
-    left = 1 - context.config.prune.max_ratio
-    return {
-        group.name: max(0.0, 1 - left * dense.get(group.name, group).channels / group.channels)
-        for group in groups
-    }
-
-
-def damage_of(context: Context, curves: Sensitivity, groups: Groups) -> Callable[[str, int], float]:
-    """Predict damage; a group that only the pruned model has counts as the most fragile known."""
-    dense = _dense_ones(context.groups, groups)
-
-    def damage(name: str, kept: int) -> float:
-        if name in dense:
-            return curves.damage(name, kept)
-        share = kept / groups[name].channels
-        known = ((other, int(share * size)) for other, size in curves.channels.items())
-        return max((curves.damage(other, left) for other, left in known), default=0.0)
-
-    strange = [group.name for group in groups if group.name not in dense]
-    if strange:
-        context.note(
-            "the sensitivity was measured on the dense model, which has no such channels as those "
-            f"of {', '.join(strange[:3])}; they are treated as the most fragile ones"
-        )
-    return damage
-
-
-def _dense_ones(dense: Groups, groups: Groups) -> dict[str, Group]:
-    """Find the group of the dense model that each group is what is left of, where there is one.
-
-    It has the same name, and channels of as many slices: of a layer that is down to its last head,
-    the positions in that head are the channels, under the name that the heads had.
-    """
-    known = {group.name: group for group in dense}
-    return {
-        group.name: before
-        for group in groups
-        if (before := known.get(group.name)) is not None
-        and all(
-            places.shape[1] == before.axes[axis].shape[1]
-            for axis, places in group.axes.items()
-            if axis in before.axes
-        )
-    }

@@ -22,9 +22,10 @@ from prunella.pipeline.budgets import asked as budgeted
 from prunella.pipeline.budgets import budget_of
 from prunella.pipeline.context import Context, share_of
 from prunella.pipeline.peers import by_first
+from prunella.pipeline.planning import damage_of, most
 from prunella.pipeline.remembering import Made, remembered
 from prunella.pipeline.repairing import ranking
-from prunella.pipeline.stages import counted, damage_of, foundation, judge_of, most
+from prunella.pipeline.stages import counted, foundation, judge_of
 from prunella.plan import Plan
 from prunella.scoring import score
 from prunella.sensitivity import Sensitivity
@@ -123,12 +124,14 @@ def _first(tensor: Tensor, count: int) -> Tensor:
 def forecasts(context: Context, curves: Sensitivity) -> tuple[list[Forecast], str]:
     """Predict the metric for a row of budgets, and for the one in the settings.
 
+    Of several budgets in the settings the first is varied, and the others are kept to in every row.
+
     Returns:
         The forecasts, the largest budget first, and why there are none below the last; "".
     """
     asked = budgeted(context)
     name = next(iter(asked), "macs")
-    targets = {share: {name: share} for share in STEPS}
+    targets = {share: asked | {name: share} for share in STEPS}
     if asked:
         targets = {s: t for s, t in targets.items() if t != asked} | {asked[name]: asked}
     rows, why = [], ""
@@ -155,6 +158,7 @@ def forecast(context: Context, curves: Sensitivity, target: Mapping[str, float])
         scores,
         budget_of(context, target),
         damage_of(context, curves, groups),
+        multiple_of=context.config.prune.multiple_of,
         max_ratio=most(context, groups),
         latency_model=context.latency_model,
     ).plan

@@ -12,7 +12,7 @@ from torch import nn
 from prunella.allocating import Damage, allocate_and_bound, told
 from prunella.allocating.allocation import MaxRatio
 from prunella.allocating.multiples import MultipleOf
-from prunella.calibration import Calibration, Data
+from prunella.calibration import Data
 from prunella.calibration import calibration as read
 from prunella.certifying import Certificate
 from prunella.coupling import Exclude, couple, listed
@@ -21,17 +21,16 @@ from prunella.graph import Graph
 from prunella.latency import LatencyModel
 from prunella.latency.meeting import Met
 from prunella.model.structure import check_numbers, device_of
-from prunella.plan import Budget, Form, Groups, Heads, Plan, Scores
+from prunella.plan import Budget, Form, Groups, Heads, Plan
 from prunella.progress import Progress
 from prunella.pruning.probing import faithful
-from prunella.pruning.searching import Search, Task, check_search, halves, search
+from prunella.pruning.searching import Search, Task, check_search, halves, other_orders, search
 from prunella.pruning.timing import clock_for
 from prunella.repairing.compensating import compensate
 from prunella.repairing.reconstructing import reconstruct
 from prunella.runtimes import Runtime
 from prunella.scoring import score
-from prunella.scoring.criteria import WITH_DATA, WITHOUT_DATA, Criterion
-from prunella.scoring.gradients import NoGradientError
+from prunella.scoring.criteria import Criterion
 from prunella.sensitivity.valuing import value
 from prunella.tracing import Inputs, called_with, trace
 from prunella.transforming import transform_and_prove, with_scales
@@ -234,7 +233,7 @@ def prune(  # noqa: PLR0913 - one call for all stages
             tried = search(
                 task, candidates, seed=seed, workers=workers, seconds=seconds, progress=progress
             )
-            plan = tried.best.plan
+            chosen = tried.best.allocation
         else:
             choose = partial(
                 allocate_and_bound,
@@ -245,10 +244,10 @@ def prune(  # noqa: PLR0913 - one call for all stages
                 max_ratio=max_ratio,
             )
             if clock is not None and isinstance(target, Budget):
-                plan, met = clock.plan(model, groups, (args, kwargs), target, choose)
+                chosen, met = clock.plan(model, groups, (args, kwargs), target, choose)
             else:
-                plan = told(choose(target))
-        plan = with_scales(model, plan, groups, (args, kwargs))
+                chosen = choose(target)
+        plan = with_scales(model, told(chosen), groups, (args, kwargs))
         healed = model
         if data is not None and repair is not False:
             healed = compensate(model, plan, data, progress=progress)
@@ -272,18 +271,6 @@ def _target(
     if (ratio is None) == all(bound is None for bound in bounds):
         raise ConfigError("give a budget (`macs`, `params`, ...) or a `ratio`, and not both")
     return Budget(*bounds) if ratio is None else ratio
-
-
-def other_orders(model: nn.Module, groups: Groups, data: Calibration) -> list[Scores]:
-    """Score by the criteria that are taken where nothing is reconstructed, as far as they work."""
-    orders = [score(model, groups, WITHOUT_DATA)]
-    if not len(groups):
-        return orders  # nothing has a gradient then; that nothing can be pruned is said later
-    try:
-        orders.append(score(model, groups, WITH_DATA, data))
-    except NoGradientError:
-        log.info("channels are not tried in the order of %s: there are no gradients", WITH_DATA)
-    return orders
 
 
 def choose_form(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from prunella.allocating import Damage, allocate_and_bound
+from prunella.allocating import Allocation, Damage, allocate_and_bound
 from prunella.allocating.allocation import MaxRatio
 from prunella.allocating.multiples import MultipleOf
 from prunella.calibration import Calibration, thinned
@@ -30,6 +30,9 @@ from prunella.plan import Budget, Groups, Indices, Plan, Scores
 from prunella.progress import Progress, or_silent
 from prunella.repairing.compensating import compensate
 from prunella.repairing.divergence import divergence_from
+from prunella.scoring import score
+from prunella.scoring.criteria import WITH_DATA, WITHOUT_DATA
+from prunella.scoring.gradients import NoGradientError
 from prunella.sensitivity.processes import check_workers, shared_out
 from prunella.transforming import runnable, with_scales
 
@@ -48,16 +51,21 @@ class Candidate:
     """A plan that was tried.
 
     Attributes:
-        plan: What it keeps.
+        allocation: The plan, and how near it is to what was asked.
         criterion: By whose order channels go.
         predicted: Its damage as it was predicted.
         divergence: How far outputs are from the dense model's after repair.
     """
 
-    plan: Plan
+    allocation: Allocation
     criterion: str
     predicted: float
     divergence: float
+
+    @property
+    def plan(self) -> Plan:
+        """What it keeps."""
+        return self.allocation.plan
 
 
 @dataclass(frozen=True)
@@ -168,7 +176,7 @@ def search(
     drawer = _Drawer(task, np.random.default_rng(seed))
     with or_silent(progress)("search", candidates) as advance:
         first = drawer.first()
-        found = [_Tried(first, measure(first.plan))]
+        found = [_Tried(first, measure(first.allocation.plan))]
         advance(1)
         while len(found) < candidates and time.monotonic() < until:
             centre = min(found, key=lambda tried: tried.divergence).draw.point
@@ -180,7 +188,8 @@ def search(
             found += [_Tried(draws[i], values[i]) for i in sorted(values)]
     done = Search(
         tuple(
-            Candidate(t.draw.plan, t.draw.criterion, t.draw.predicted, t.divergence) for t in found
+            Candidate(t.draw.allocation, t.draw.criterion, t.draw.predicted, t.divergence)
+            for t in found
         )
     )
     log.info("%s", done)
@@ -197,7 +206,7 @@ def _all(
     """Judge plans while there is time; return what was found by place."""
 
     def at(step: tuple[str, int]) -> float | None:
-        return measure(draws[step[1]].plan) if time.monotonic() < until else None
+        return measure(draws[step[1]].allocation.plan) if time.monotonic() < until else None
 
     steps = [(f"plan {i}", i) for i in range(len(draws))]
     several = workers > 1 and len(draws) > 1
@@ -226,7 +235,7 @@ class _Point:
 @dataclass(frozen=True)
 class _Draw:
     point: _Point
-    plan: Plan
+    allocation: Allocation
     criterion: str
     predicted: float
 
@@ -292,26 +301,39 @@ class _Drawer:
     def _draw(self, point: _Point, damage: Damage | None) -> _Draw | None:
         task = self._task
         scores = task.orders[point.order]
-        plan = allocate_and_bound(
+        found = allocate_and_bound(
             task.groups,
             scores,
             task.budget,
             damage,
             multiple_of=task.multiple_of,
             max_ratio=task.max_ratio,
-        ).plan
-        key = tuple(plan.channels.items())
+        )
+        kept = found.plan.channels
+        key = tuple(kept.items())
         if key in self._seen:
             return None
         self._seen.add(key)
-        predicted = sum(self._damage(name, len(kept)) for name, kept in plan.channels.items())
-        return _Draw(point, plan, scores.criterion, predicted)
+        predicted = sum(self._damage(name, len(channels)) for name, channels in kept.items())
+        return _Draw(point, found, scores.criterion, predicted)
 
 
 def _evenly(groups: Groups) -> Damage:
     """Return a curve for all groups alike, where nothing was measured."""
     sizes = {group.name: group.channels for group in groups}
     return lambda name, kept: (1 - kept / sizes[name]) ** 2
+
+
+def other_orders(model: nn.Module, groups: Groups, data: Calibration) -> list[Scores]:
+    """Score by the criteria that are taken where nothing is reconstructed, as far as they work."""
+    orders = [score(model, groups, WITHOUT_DATA)]
+    if not len(groups):
+        return orders  # nothing has a gradient then; that nothing can be pruned is said later
+    try:
+        orders.append(score(model, groups, WITH_DATA, data))
+    except NoGradientError:
+        log.info("channels are not tried in the order of %s: there are no gradients", WITH_DATA)
+    return orders
 
 
 def halves(data: Calibration) -> tuple[Calibration, Calibration]:

@@ -10,7 +10,7 @@ from prunella.allocating import Allocation
 from prunella.errors import ConfigError
 from prunella.latency import LatencyModel, profile
 from prunella.latency.meeting import Met, meet
-from prunella.plan import Budget, Groups, Plan
+from prunella.plan import Budget, Groups
 from prunella.progress import Progress
 from prunella.runtimes import Runtime
 
@@ -30,7 +30,7 @@ class Clock:
         inputs: tuple[tuple[Any, ...], dict[str, Any]],
         budget: Budget,
         allocate: Callable[..., Allocation],
-    ) -> tuple[Plan, Met]:
+    ) -> tuple[Allocation, Met]:
         """Make the plan that keeps a budget on time.
 
         Args:
