@@ -86,5 +86,6 @@ def _explain(cause: ValidationError, source: str) -> str:
         rule = error["msg"].removeprefix("Value error, ")
         own = error["type"] == "value_error"
         got = "" if own or isinstance(error["input"], dict) else f", got {error['input']!r}"
-        lines.setdefault(key, f"`{key}`: {rule[0].lower()}{rule[1:]}{got}")
+        place = f"`{key}`: " if key else ""  # what concerns several sections has none
+        lines.setdefault(key, f"{place}{rule[0].lower()}{rule[1:]}{got}")
     return f"in {source}: " + "; ".join(lines.values())
