@@ -15,7 +15,7 @@ from prunella.pipeline.budgets import budget_of
 from prunella.pipeline.context import Context
 from prunella.pipeline.repairing import inputs_of, repairs
 from prunella.plan import Budget, Group, Groups, Scores, milliseconds
-from prunella.pruning.searching import Search, Task, other_orders, search
+from prunella.pruning.searching import Search, Task, orders, search
 from prunella.sensitivity import Sensitivity
 
 
@@ -86,11 +86,10 @@ def _search(
     damage: Damage,
 ) -> Search:
     settings, data = context.config.prune, inputs_of(context)
-    named = settings.criterion != "auto"
     task = Task(
         model,
         groups,
-        [scores, *(() if named else other_orders(model, groups, data))],
+        orders(model, groups, scores, data, named=settings.criterion != "auto"),
         budget,
         damage,
         data,

@@ -24,7 +24,7 @@ from prunella.model.structure import check_numbers, device_of
 from prunella.plan import Budget, Form, Groups, Heads, Plan
 from prunella.progress import Progress
 from prunella.pruning.probing import faithful
-from prunella.pruning.searching import Search, Task, check_search, halves, other_orders, search
+from prunella.pruning.searching import Search, Task, check_search, halves, orders, search
 from prunella.pruning.timing import clock_for
 from prunella.repairing.compensating import compensate
 from prunella.repairing.reconstructing import reconstruct
@@ -218,11 +218,10 @@ def prune(  # noqa: PLR0913 - one call for all stages
                 price = value(model, groups, found, data, progress=progress).damage
         tried = met = None
         if candidates > 1 and data is not None and isinstance(target, Budget):
-            orders = [scores, *(() if named else other_orders(model, groups, data))]
             task = Task(
                 model,
                 groups,
-                orders,
+                orders(model, groups, scores, data, named=named is not None),
                 target,
                 price,
                 data,

@@ -324,16 +324,32 @@ def _evenly(groups: Groups) -> Damage:
     return lambda name, kept: (1 - kept / sizes[name]) ** 2
 
 
-def other_orders(model: nn.Module, groups: Groups, data: Calibration) -> list[Scores]:
-    """Score by the criteria that are taken where nothing is reconstructed, as far as they work."""
-    orders = [score(model, groups, WITHOUT_DATA)]
+def orders(
+    model: nn.Module, groups: Groups, scores: Scores, data: Calibration, *, named: bool
+) -> list[Scores]:
+    """List the orders in which a search lets channels go, the one to improve on first.
+
+    The others are those of the criteria that are taken where nothing is reconstructed, as far as
+    they work.
+
+    Args:
+        model: The dense model.
+        groups: Its groups.
+        scores: The order to improve on.
+        data: Inputs.
+        named: Whether the criterion of `scores` was asked for by name: then it is the only one.
+    """
+    found = [scores]
+    if named:
+        return found
+    found.append(score(model, groups, WITHOUT_DATA))
     if not len(groups):
-        return orders  # nothing has a gradient then; that nothing can be pruned is said later
+        return found  # nothing has a gradient then; that nothing can be pruned is said later
     try:
-        orders.append(score(model, groups, WITH_DATA, data))
+        found.append(score(model, groups, WITH_DATA, data))
     except NoGradientError:
         log.info("channels are not tried in the order of %s: there are no gradients", WITH_DATA)
-    return orders
+    return found
 
 
 def halves(data: Calibration) -> tuple[Calibration, Calibration]:
