@@ -44,7 +44,7 @@ two budgets that are common there.
 
 Prunella is called once a budget, all at its defaults: `prunella.prune(model, example, macs=...)`,
 and with `calibration=batches`, which sees no label; *inside*, with `exclude="conv1"` too, which
-leaves the residual stream whole.
+leaves the residual stream whole; *not repaired*, with `repair=False`: the same channels go.
 
 Torch-Pruning 1.6.1 is driven as its own CIFAR recipe does (`reproduce/main.py`): the ratio rises in
 400 steps to 1, importance is computed anew at each, no rounding, classifier ignored, until the

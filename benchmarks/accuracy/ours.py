@@ -15,12 +15,14 @@ STREAM = "conv1"
 
 
 def methods() -> list[Method]:
-    """List what a user gets without and with data, on all channels and inside blocks alone."""
+    """List what a user gets without and with data, and with one of the defaults changed."""
     inside = partial(calibrated, exclude=STREAM)
+    damaged = partial(calibrated, repair=False)
     return [
         Method(TOOL, "no data", by_default),
         defaults(),
         replace(defaults(), setting="calibration, inside", run=inside),
+        replace(defaults(), setting="calibration, not repaired", run=damaged),
     ]
 
 
@@ -35,7 +37,7 @@ def by_default(case: Case) -> Iterator[Pruned]:
         yield removed, prunella.prune(case.dense, case.example, macs=case.share(removed)).model
 
 
-def calibrated(case: Case, exclude: str | None = None) -> Iterator[Pruned]:
+def calibrated(case: Case, exclude: str | None = None, repair: bool = True) -> Iterator[Pruned]:
     """Prune with `calibration` for each budget.
 
     `prune` would measure the same damage for each budget again: it is measured once and handed in.
@@ -52,5 +54,6 @@ def calibrated(case: Case, exclude: str | None = None) -> Iterator[Pruned]:
             calibration=data,
             damage=damage,
             exclude=exclude or (),
+            repair=repair,
         )
         yield removed, result.model

@@ -11,7 +11,7 @@ from benchmarks.accuracy.case import Case, Method, Pruned
 from prunella.allocating import Damage
 from prunella.calibration import calibration
 from prunella.repairing.compensating import compensate
-from prunella.repairing.divergence import divergence_from
+from prunella.repairing.divergence import divergence_from, softened
 from prunella.repairing.reconstructing import reconstruct
 from prunella.sensitivity.valuing import value
 
@@ -69,7 +69,7 @@ def prune(case: Case, criterion: str, measured: bool, repaired: bool) -> Iterato
                 case.dense,
                 groups,
                 scores,
-                divergence_from(case.dense, data),
+                divergence_from(case.dense, data, softened),
                 metric="divergence from the dense network",
                 higher_is_better=False,
             ).damage

@@ -13,7 +13,7 @@ from prunella.model.structure import tensors
 from prunella.pruning import searching
 from prunella.pruning.searching import Search, Task, halves, search
 from prunella.repairing.compensating import compensate
-from prunella.repairing.divergence import divergence_from
+from prunella.repairing.divergence import divergence_from, softened
 from prunella.repairing.reconstructing import reconstruct
 from prunella.sensitivity.valuing import value
 
@@ -101,7 +101,7 @@ def test_the_first_is_the_plan_without_a_search_and_predicted_least(task, done):
 def test_the_best_is_no_worse_than_the_first_on_what_judges(task, done):
     # The judgement is that of repairing and cutting by hand.
     repairing, judging = halves(task.data)
-    judge = divergence_from(task.model, judging)
+    judge = divergence_from(task.model, judging, softened)
     by_hand = []
     for candidate in (done.best, done.first):
         repaired = compensate(task.model, candidate.plan, repairing)

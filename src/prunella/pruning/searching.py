@@ -29,7 +29,7 @@ from prunella.model.modes import evaluating
 from prunella.plan import Budget, Groups, Indices, Plan, Scores
 from prunella.progress import Progress, or_silent
 from prunella.repairing.compensating import compensate
-from prunella.repairing.divergence import divergence_from
+from prunella.repairing.divergence import divergence_from, softened
 from prunella.scoring import score
 from prunella.scoring.criteria import WITH_DATA, WITHOUT_DATA
 from prunella.scoring.gradients import NoGradientError
@@ -54,7 +54,7 @@ class Candidate:
         allocation: The plan, and how near it is to what was asked.
         criterion: By whose order channels go.
         predicted: Its damage as it was predicted.
-        divergence: How far outputs are from the dense model's after repair.
+        divergence: How far outputs are from the dense model's after repair, as `softened` says.
     """
 
     allocation: Allocation
@@ -164,7 +164,7 @@ def search(
     """
     until = math.inf if seconds is None else time.monotonic() + seconds
     repairing, judging = (thinned(half, SAMPLES) for half in halves(task.data))
-    judge = divergence_from(task.model, judging)
+    judge = divergence_from(task.model, judging, softened)
 
     def measure(plan: Plan) -> float:
         repaired = compensate(task.model, plan, repairing)

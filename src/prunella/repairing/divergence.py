@@ -13,20 +13,28 @@ from prunella.model.modes import evaluating
 from prunella.model.outputs import tensors_in
 from prunella.plan import check_kind
 
+TEMPERATURE = 4.0
+"""By which logits are divided where a network's own certainty must not hide what changed."""
+
 _CLASSES = (2, 4)  # dimensions of class scores: [samples, classes], [samples, classes, y, x]
 
 
-def divergence(outputs: Any, dense: Any) -> Tensor:
+def divergence(outputs: Any, dense: Any, temperature: float = 1.0) -> Tensor:
     """Compute how far outputs are from the dense model's on the same batch, >= 0.
 
     A lone tensor (or one called `logits`) of 2 or 4 dimensions is taken as class scores: the
     Kullback-Leibler divergence of the classes' probabilities. Where it is none, an embedding, say,
     that is still a squared distance as long as values are small. Of all other outputs, the squared
     distance of every tensor as a share of the dense one's variance, averaged over tensors.
+
+    Args:
+        outputs: Of a model.
+        dense: Of the dense model.
+        temperature: Of the probabilities, see `prunella.distilling.distillation`.
     """
     scores, wanted = _scores(outputs), _scores(dense)
     if scores is not None and wanted is not None:
-        return distillation(scores, wanted, 1.0)
+        return distillation(scores, wanted, temperature)
     parts = [
         (one.float() - other.float()).square().mean() / other.float().var().clamp_min(1e-12)
         for one, other in zip(tensors_in(outputs), tensors_in(dense), strict=True)
@@ -38,6 +46,16 @@ def divergence(outputs: Any, dense: Any) -> Tensor:
             "pruned model is from it; give `damage` or a task with a metric"
         )
     return torch.stack(parts).mean()
+
+
+def softened(outputs: Any, dense: Any) -> Tensor:
+    """Compute the divergence at a temperature of 4, at which finetuning will have to mend it.
+
+    A network is so sure of what it was trained on that half of a layer can go before a probability
+    moves by a thousandth, and little more flips a few samples at once. The improbable classes tell
+    what is damaged long before.
+    """
+    return divergence(outputs, dense, TEMPERATURE)
 
 
 def distance(outputs: Any, dense: Any) -> Tensor:
@@ -76,7 +94,8 @@ def divergence_from(
     Args:
         model: The dense model.
         data: Batches of inputs.
-        measure: Of outputs and the dense model's on the same batch: `divergence` or `distance`.
+        measure: Of outputs and the dense model's on the same batch: `divergence`, `softened` or
+            `distance`.
     """
     check_kind(data, Calibration)
     with evaluating(model), torch.no_grad():

@@ -1,5 +1,7 @@
 """What every group of channels is worth, from unlabelled data alone."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +11,7 @@ from prunella.calibration import Calibration, thinned
 from prunella.costs.predicted import predict
 from prunella.plan import Groups
 from prunella.progress import Progress, or_silent
-from prunella.repairing.divergence import divergence_from
+from prunella.repairing.divergence import divergence_from, softened
 from prunella.repairing.reconstructing import Reconstruction
 from prunella.sensitivity import Sensitivity, analyze, removed
 
@@ -19,6 +21,9 @@ _WORK = 5e12
 """Multiply-accumulates to spend on measuring, minutes of a processor, within these bounds:"""
 
 _FEWEST, _MOST = 64, 512
+
+_STEEPEST = 2.5
+"""With which power of the error damage grows, at most, where nothing was measured any more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,30 +41,43 @@ class Worth:
     def damage(self, group: str, kept_channels: int) -> float:
         """Predict how far outputs move when a group keeps so many of its channels.
 
-        Between the measured ratios it goes as the reconstruction error does, which is known for
-        every number of channels.
+        Between the measured ratios it goes as a power of the reconstruction error, which is known
+        for every number of channels: outputs that move little move by the square of what is wrong
+        inside, as the error is, so the power is near 1. Straight lines would have a kink at every
+        ratio measured, and the cheapest plan of them all would lie on kinks.
         """
         errors = self.reconstruction.errors.get(group)
         measured = self.sensitivity
         if errors is None:
             return measured.damage(group, kept_channels)
         channels = measured.channels[group]
-        counts = sorted({0, *(removed(ratio, channels) for ratio in measured.ratios)})
-        losses = [measured.damage(group, channels - count) for count in counts]
+        counts = sorted({removed(ratio, channels) for ratio in measured.ratios})
         at = np.maximum.accumulate(errors)
-        error = at[channels - kept_channels]
-        if error <= at[counts[-1]]:
-            return float(np.interp(error, at[counts], losses))
-        return float(losses[-1] + (error - at[counts[-1]]) * _slope(at[counts], losses))
+        points = {
+            float(at[count]): loss
+            for count in counts
+            if at[count] > 0 and (loss := measured.damage(group, channels - count)) > 0
+        }
+        return _powers(float(at[channels - kept_channels]), points)
 
 
-def _slope(errors: np.ndarray, losses: list[float]) -> float:
-    """Return how much is lost for an error beyond the last measured."""
-    whole = losses[-1] / max(float(errors[-1]), 1e-12)
-    if len(losses) == 1:
-        return whole
-    last = (losses[-1] - losses[-2]) / max(float(errors[-1] - errors[-2]), 1e-12)
-    return max(whole, last)
+def _powers(error: float, points: Mapping[float, float]) -> float:
+    """Join points by powers: proportional up to the first, by the last power beyond the last.
+
+    Args:
+        error: Where.
+        points: Losses by errors, all > 0, ascending.
+    """
+    if error <= 0 or not points:
+        return 0.0
+    x, y = np.log(list(points)), np.log(list(points.values()))
+    at = math.log(error)
+    if at <= x[0]:
+        return math.exp(y[0] + at - x[0])
+    if at <= x[-1]:
+        return math.exp(float(np.interp(at, x, y)))
+    power = (y[-1] - y[-2]) / (x[-1] - x[-2]) if len(x) > 1 else 1.0
+    return math.exp(y[-1] + min(max(power, 1.0), _STEEPEST) * (at - x[-1]))
 
 
 def value(
@@ -83,7 +101,8 @@ def value(
     """
     whole = predict(groups, np.ones(groups.channels, dtype=bool)).macs
     samples = _WORK / max(whole * len(groups) * len(ratios), 1)
-    judge = divergence_from(model, thinned(data, int(min(max(samples, _FEWEST), _MOST))))
+    few = thinned(data, int(min(max(samples, _FEWEST), _MOST)))
+    judge = divergence_from(model, few, softened)
     with or_silent(progress)("measure", len(groups) * len(ratios) + 1) as advance:
         sensitivity = analyze(
             model,
