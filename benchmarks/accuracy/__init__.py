@@ -46,6 +46,10 @@ Prunella is called once a budget, all at its defaults: `prunella.prune(model, ex
 and with `calibration=batches`, which sees no label; *inside*, with `exclude="conv1"` too, which
 leaves the residual stream whole; *not repaired*, with `repair=False`: the same channels go.
 
+Rows of Prunella with data that were made before damage was measured at a temperature
+(`prunella.repairing.divergence.softened`): all of `short` but the default's for ResNet-56 at 50%,
+and all of `ablation`, `recipes`, `rounds` and `long`.
+
 Torch-Pruning 1.6.1 is driven as its own CIFAR recipe does (`reproduce/main.py`): the ratio rises in
 400 steps to 1, importance is computed anew at each, no rounding, classifier ignored, until the
 budget is met. We stop after the group of channels that meets it instead of after the step, which
