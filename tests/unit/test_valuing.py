@@ -68,6 +68,14 @@ def test_damage_never_falls_and_is_finite(losses: tuple[float, ...], errors: np.
     assert (np.diff(found) >= -1e-9 * found[1:]).all()
 
 
+@pytest.mark.parametrize("errors", [ERRORS, np.where(ERRORS < 0.1, 0.0, ERRORS), 0 * ERRORS])
+def test_what_was_measured_is_believed_where_the_error_says_nothing(errors: np.ndarray) -> None:
+    losses = (0.1, 0.2, 0.7)
+    found = damages(worth(losses, errors))
+    assert found[[4, 8, 12]] == pytest.approx(losses)
+    assert found[-1] >= losses[-1]
+
+
 def test_what_a_sure_network_loses_is_seen_at_a_temperature() -> None:
     dense = torch.tensor([[30.0, 0, 0, 0], [0, 30.0, 0, 0]])
     other = dense + torch.tensor([0.0, 0, 4, -4])

@@ -46,18 +46,18 @@ class Worth:
         inside, as the error is, so the power is near 1. Straight lines would have a kink at every
         ratio measured, and the cheapest plan of them all would lie on kinks.
         """
-        errors = self.reconstruction.errors.get(group)
-        measured = self.sensitivity
+        measured, errors = self.sensitivity, self.reconstruction.errors.get(group)
+        plain = measured.damage(group, kept_channels)
         if errors is None:
-            return measured.damage(group, kept_channels)
+            return plain
         channels = measured.channels[group]
         counts = sorted({removed(ratio, channels) for ratio in measured.ratios})
         at = np.maximum.accumulate(errors)
-        points = {
-            float(at[count]): loss
-            for count in counts
-            if at[count] > 0 and (loss := measured.damage(group, channels - count)) > 0
-        }
+        losses = {count: measured.damage(group, channels - count) for count in counts}
+        harmful = [count for count in counts if losses[count] > 0]
+        if any(at[count] <= 0 for count in harmful):
+            return plain  # what does the damage is not what is refitted
+        points = {float(at[count]): losses[count] for count in harmful}
         return _powers(float(at[channels - kept_channels]), points)
 
 
